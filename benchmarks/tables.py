@@ -1,0 +1,201 @@
+"""Markdown tables from benchmarks/results, written between markers in README.md.
+
+    python benchmarks/tables.py            write the tables into README.md; print those without a place there
+    python benchmarks/tables.py --check    fail if README.md differs from what the results say
+    python benchmarks/tables.py --print    print them only
+
+No figure is typed by hand: a table stands between `<!-- table:NAME:begin -->` and `<!-- table:NAME:end -->`.
+Nothing but the standard library and NumPy is needed, so that the check can run without the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+RESULTS = HERE / "results"
+
+Record = dict[str, Any]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join([_row(header), _row(rule), *(_row(row) for row in rows)])
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+
+def _spread(values: list[float]) -> str:
+    """Median (min-max)."""
+    median = _digits(float(np.median(values)))
+    low, high = _digits(min(values)), _digits(max(values))
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def _bold_if_dyntune(name: str) -> str:
+    return f"**{name}**" if name.startswith("dyntune") else name
+
+
+def _names(problems: Record, key: Callable[[Record], Iterable[str]]) -> list[str]:
+    """Row names in order of first appearance over the problems."""
+    return list(dict.fromkeys(name for record in problems.values() for name in key(record)))
+
+
+def _solver_cell(runs: list[Record]) -> str:
+    products = [run["num_products"] for run in runs if run["num_products"] is not None]
+    seconds = _spread([run["cpu_seconds"] for run in runs])
+    wrong = sum(run["wrong"] for run in runs)
+    verdict = f"**wrong {wrong}/{len(runs)}**" if wrong else f"wrong 0/{len(runs)}"
+    return f"{_spread(products) if products else 'none'}; {seconds} s; {verdict}"
+
+
+def _solvers(problems: Record) -> str:
+    names = _names(problems, lambda record: sorted({run["solver"] for run in record["runs"]}))
+    order = {name: rank for rank, name in enumerate(sorted(names, key=_solver_rank))}
+    rows = []
+    for name in sorted(names, key=order.__getitem__):
+        by_problem = [[run for run in record["runs"] if run["solver"] == name] for record in problems.values()]
+        rows.append([_bold_if_dyntune(name), *(_solver_cell(runs) for runs in by_problem)])
+    return _table(["products; CPU time; wrong answers", *problems], rows)
+
+
+def _solver_rank(name: str) -> tuple[bool, bool, str]:
+    """dyntune, then peers as they come, then peers tuned with the answer known."""
+    return (not name.startswith("dyntune"), "tuned" in name, name)
+
+
+def _product_cell(times: dict[str, list[float]], name: str) -> str:
+    """The multiple of a gradient, round by round, and the time of the median round."""
+    if name not in times:
+        return "not run"
+    ratios = [a / b for a, b in zip(times[name], times["gradient"], strict=True)]
+    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    milliseconds = _digits(float(np.median(times[name])))
+    return f"{median:.2f} ({low:.2f}–{high:.2f}); {milliseconds} ms"
+
+
+def _products(problems: Record) -> str:
+    names = _names(problems, lambda record: record["product_cpu_ms"])
+    rows = [
+        [_bold_if_dyntune(name), *(_product_cell(r["product_cpu_ms"], name) for r in problems.values())]
+        for name in names
+    ]
+    return _table(["one product, in gradients", *problems], rows)
+
+
+def _requirements(found: list[Record]) -> str:
+    rows = []
+    for item in found:
+        bound = f"{'≥' if item['at_least'] else '≤'} {item['bound']:g}"
+        verdict = "met" if item["met"] else "**not met**"
+        rows.append(
+            [
+                f"{item['text']}, {item['problem']}",
+                f"{item['value']:.3g} ({item['low']:.3g}–{item['high']:.3g})",
+                bound if item["binding"] else f"({bound})",
+                f"{verdict}, interval straddles the bound" if item["low"] < item["bound"] < item["high"] else verdict,
+            ]
+        )
+    return _table(["requirement", "measured (95 % interval)", "bound", "verdict"], rows)
+
+
+def _problem_list(problems: Record) -> str:
+    lines = []
+    for name, record in problems.items():
+        truth = record["reference"]
+        extremes = f"{_digits(truth['lambda_max'])}, second {_digits(truth['lambda_2'])}"
+        lines.append(
+            f"- `{name}`: {record['description']}; {record['num_parameters']:,} parameters; "
+            f"λ_max {extremes}, λ_min {_digits(truth['lambda_min'])}"
+        )
+    return "\n".join(lines)
+
+
+def _origin(source: Record) -> str:
+    packages = {k: v for k, v in source["versions"].items() if v is not None}
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    commit = (source["commit"] or "no commit")[:12] + (" with changes" if source["uncommitted_changes"] else "")
+    return f"{source['date'][:10]}, {source['cpu']}, {source['threads']} thread, {commit}; {versions}."
+
+
+def peers(result: Record) -> str:
+    """Everything that benchmarks/peers.py measured."""
+    problems = result["problems"]
+    parts = [
+        "λ_max to within 1 %. Median (min–max) over start vectors; CPU time includes each library's set-up. "
+        '"Tuned" knew the answer.',
+        _solvers(problems),
+        "One Hessian-vector product as a multiple of one gradient: median (quartiles) over rounds.",
+        _products(problems),
+        _problem_list(problems),
+    ]
+    if result.get("requirements"):
+        parts += ["Requirements on dyntune:", _requirements(result["requirements"])]
+    return "\n\n".join([*parts, _origin(result["provenance"])])
+
+
+RENDERERS: dict[str, Callable[[Record], str]] = {"peers": peers}
+
+
+def rendered() -> dict[str, str]:
+    """Every table whose result exists."""
+    return {
+        name: render(json.loads((RESULTS / f"{name}.json").read_text()))
+        for name, render in RENDERERS.items()
+        if (RESULTS / f"{name}.json").exists()
+    }
+
+
+def replaced(text: str, name: str, table: str) -> str | None:
+    """`text` with the table between its markers; None where it has no place."""
+    begin, end = f"<!-- table:{name}:begin -->", f"<!-- table:{name}:end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        return None
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def main() -> int:
+    """Write, check or print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="fail if README.md is stale")
+    mode.add_argument("--print", action="store_true", help="print the tables, change nothing")
+    arguments = parser.parse_args()
+    tables = rendered()
+    before = README.read_text() if README.exists() else ""
+    after, homeless = before, dict(tables) if arguments.print else {}
+    for name, table in tables.items():
+        updated = replaced(after, name, table)
+        if updated is None:
+            homeless[name] = table
+        after = after if updated is None else updated
+    if arguments.check:
+        if after != before:
+            print("README.md is stale: run python benchmarks/tables.py", file=sys.stderr)
+        return int(after != before)
+    for table in homeless.values():
+        print(table)
+    if after != before and not arguments.print:
+        README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

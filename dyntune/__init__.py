@@ -1,0 +1,20 @@
+"""Measure the training dynamics of PyTorch models and turn them into choices with evidence."""
+
+from dyntune import errors as errors
+from dyntune import stability as stability
+from dyntune.curvature.density import SpectralDensity as SpectralDensity
+from dyntune.curvature.density import spectral_density as spectral_density
+from dyntune.curvature.eigenvalues import Eigenvalues as Eigenvalues
+from dyntune.curvature.eigenvalues import eigenvalues as eigenvalues
+from dyntune.curvature.hessian import HessianOperator as HessianOperator
+from dyntune.curvature.hessian import hessian as hessian
+from dyntune.curvature.hessian import hessian_eigenvalues as hessian_eigenvalues
+from dyntune.curvature.sharpness import Sharpness as Sharpness
+from dyntune.curvature.sharpness import sharpness as sharpness
+from dyntune.numerics.operator import LinearOperator as LinearOperator
+from dyntune.objective.losses import Loss as Loss
+from dyntune.records import Estimate as Estimate
+from dyntune.records import Recommendation as Recommendation
+from dyntune.records import Status as Status
+
+__version__ = "0.1.0"

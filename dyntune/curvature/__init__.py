@@ -1,0 +1,1 @@
+"""Curvature of the loss: operators, eigenvalues, spectral density, sharpness."""

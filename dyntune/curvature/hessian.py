@@ -1,0 +1,272 @@
+"""The Hessian of a loss as an operator: :func:`hessian` and :func:`hessian_eigenvalues`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import nn
+
+from dyntune.curvature.eigenvalues import FAILURE_PROBABILITY, Eigenvalues, eigenvalues
+from dyntune.errors import InvalidArgumentError
+from dyntune.numerics.operator import LinearOperator, Product
+from dyntune.numerics.target import Which
+from dyntune.objective.hvp import (
+    FiniteDifference,
+    forward_over_reverse_session,
+    is_unsupported,
+    reforward_session,
+    retained_graph_session,
+    unsupported,
+)
+from dyntune.objective.losses import Criterion, LossFunction
+from dyntune.objective.objective import Objective
+from dyntune.objective.parameters import ParameterSelection
+
+__all__ = ["HessianOperator", "Method", "hessian", "hessian_eigenvalues"]
+
+Method: TypeAlias = Literal["auto", "exact", "finite-difference"]
+Engine: TypeAlias = Literal["retained-graph", "re-forward", "forward-over-reverse", "finite-difference"]
+
+# A gradient's graph keeps what the forward pass saved, what the backward pass saved, and the backward's results.
+# Measured on an MLP and a transformer (torch 2.13, CPU): 2.6 and 2.9 times what the forward pass saved.
+GRAPH_PER_FORWARD_BYTES = 3.0
+# Graphs may take this share of the memory that is free when the operator is made.
+FREE_MEMORY_SHARE = 0.5
+
+
+class HessianOperator(LinearOperator):
+    """Hessian of an :class:`Objective`; holds no graph outside a session.
+
+    Args:
+        objective: The loss.
+        method: ``"auto"``, ``"exact"`` or ``"finite-difference"``.
+        memory_limit: Bytes that graphs may take; default half of what is free.
+
+    The attributes ``engine`` and ``reason`` say how products are made and why.
+    """
+
+    def __init__(self, objective: Objective, *, method: Method = "auto", memory_limit: int | None = None) -> None:
+        if method not in get_args(Method):
+            raise InvalidArgumentError(f"method={method!r}; choose one of {', '.join(get_args(Method))}.")
+        super().__init__(objective.space)
+        self.objective = objective
+        self.requested: Method = method
+        self._differences = FiniteDifference()
+        self.engine, self.reason = _choose_engine(objective, method, memory_limit)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the vectors."""
+        return tuple(self.objective.parameters)
+
+    @property
+    def method(self) -> str:
+        """How products are made; with finite differences, with the largest relative error met so far."""
+        if self.engine != "finite-difference":
+            return f"exact, {self.engine}"
+        return f"finite-difference, estimated relative error {self._differences.worst_error:.1e}"
+
+    @contextmanager
+    def session(self) -> Iterator[Product]:
+        """Open for many products at the present parameters.
+
+        With ``method="auto"``, an operation without a second derivative makes the session (and later ones) fall back to
+        finite differences; ``reason`` then names the operation.
+
+        Raises:
+            HVPUnsupportedError: ``method="exact"`` and the model cannot be differentiated twice.
+            StaleOperatorError: The parameters changed while the session was open.
+        """
+        with ExitStack() as stack:
+            product = self._open(stack)
+
+            def guarded(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+                nonlocal product
+                try:
+                    return product(vector)
+                except (RuntimeError, NotImplementedError) as error:
+                    self._fall_back(error)
+                product = self._open(stack)
+                return product(vector)
+
+            yield guarded
+
+    def _open(self, stack: ExitStack) -> Product:
+        """Enter the engine's session, changing the engine if the graph cannot be built."""
+        try:
+            return stack.enter_context(self._engine_session())
+        except (RuntimeError, NotImplementedError) as error:
+            self._fall_back(error)
+        return stack.enter_context(self._engine_session())
+
+    def _engine_session(self) -> Any:
+        if self.engine == "finite-difference":
+            return self._differences.session(self.objective)
+        sessions = {
+            "retained-graph": retained_graph_session,
+            "re-forward": reforward_session,
+            "forward-over-reverse": forward_over_reverse_session,
+        }
+        return sessions[self.engine](self.objective)
+
+    def _fall_back(self, error: Exception) -> None:
+        """Finite differences from now on, if that is allowed and would help; re-raises otherwise."""
+        if self.engine == "finite-difference" or not is_unsupported(error):
+            raise error
+        if self.requested == "exact":
+            raise unsupported(error) from error
+        self.engine = "finite-difference"
+        self.reason = f"no second derivative: {str(error).splitlines()[0]}"
+
+    def __repr__(self) -> str:
+        return f"HessianOperator(n={self.numel}, {self.method}: {self.reason})"
+
+
+def _choose_engine(objective: Objective, method: Method, memory_limit: int | None) -> tuple[Engine, str]:
+    if method == "finite-difference":
+        return "finite-difference", "asked for"
+    one = GRAPH_PER_FORWARD_BYTES * objective.forward_bytes
+    count = len(objective.batches)
+    limit = FREE_MEMORY_SHARE * _free_memory(objective.space.device) if memory_limit is None else memory_limit
+    need = f"{count} graph(s) of about {one / 2**20:.0f} MiB, {limit / 2**20:.0f} MiB allowed"
+    if one * count <= limit:
+        return "retained-graph", need
+    if one <= limit:
+        return "re-forward", need
+    return "forward-over-reverse", need
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: total memory below
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
+    return 4 * 2.0**30  # Windows without further dependencies: assume a small machine
+
+
+def hessian(
+    model: nn.Module,
+    batches: Any,
+    loss_fn: LossFunction | None = None,
+    *,
+    criterion: Criterion | None = None,
+    params: ParameterSelection = None,
+    num_batches: int | Literal["all"] = 16,
+    method: Method = "auto",
+    memory_limit: int | None = None,
+    seed: int = 0,
+) -> HessianOperator:
+    """The Hessian of the loss with respect to the model's trainable parameters, as a linear operator.
+
+    Nothing of the model changes: parameters are only read, buffers are lent clones, gradients, modes and random states
+    are put back. The model is measured in its present mode; in training mode dropout's masks are fixed by `seed` and
+    BatchNorm uses batch statistics.
+
+    Args:
+        model: A module with float32 or float64 parameters.
+        batches: One batch (a tensor, a mapping, or a list/tuple that begins with a tensor), a list of batches, or a
+            re-iterable such as a DataLoader.
+        loss_fn: ``(model, batch) -> scalar mean`` or ``dyntune.Loss``; a torch loss is taken as `criterion`.
+        criterion: ``(outputs, targets) -> scalar``.
+        params: Glob(s) or predicate on parameter names: the block of the Hessian for these parameters.
+        num_batches: How many batches to draw from a loader (``"all"`` for all of them).
+        method: ``"auto"`` (exact where possible, else finite differences), ``"exact"``, ``"finite-difference"``.
+        memory_limit: Bytes that autograd graphs may take; default half of the free memory.
+        seed: Seed of dropout masks and other randomness of the forward pass.
+
+    Returns:
+        A symmetric operator of dimension n = number of selected entries; ``operator @ v`` takes and returns lists of
+        tensors shaped like the parameters (or flat tensors). Unit: loss / parameter^2.
+
+    Raises:
+        DyntuneError: See ``dyntune.errors``: non-finite parameters or loss, a loss without gradient, empty batches,
+            an ambiguous loss, one-shot iterators, unsupported dtypes, no trainable parameters.
+
+    Accuracy:
+        Exact up to rounding (about 1e-7 relative in float32, 1e-15 in float64), except with finite differences, whose
+        estimated error is in ``operator.method``.
+    Cost:
+        One forward pass here; then per product about two gradients and no synchronisation.
+    Source:
+        Pearlmutter (1994), "Fast exact multiplication by the Hessian", Neural Computation 6(1).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> H = hessian(model, (x, y), criterion=torch.nn.MSELoss())
+        >>> H @ torch.ones(2)
+        tensor([1., 1.])
+    """
+    objective = Objective(
+        model, batches, loss_fn, criterion=criterion, params=params, num_batches=num_batches, seed=seed
+    )
+    return HessianOperator(objective, method=method, memory_limit=memory_limit)
+
+
+def hessian_eigenvalues(
+    model: nn.Module,
+    batches: Any,
+    loss_fn: LossFunction | None = None,
+    *,
+    k: int = 1,
+    criterion: Criterion | None = None,
+    params: ParameterSelection = None,
+    num_batches: int | Literal["all"] = 16,
+    method: Method = "auto",
+    memory_limit: int | None = None,
+    which: Which = "largest",
+    rtol: float = 1e-2,
+    max_products: int | None = None,
+    start: torch.Tensor | Sequence[torch.Tensor] | Eigenvalues | None = None,
+    basis: int | None = None,
+    failure_probability: float = FAILURE_PROBABILITY,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> Eigenvalues:
+    """Extreme Hessian eigenvalues in one line: :func:`hessian`, then :func:`eigenvalues`.
+
+    Args, Returns, Raises: as those two.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> batch = (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))
+        >>> round(float(hessian_eigenvalues(model, batch, criterion=torch.nn.MSELoss())), 4)
+        4.0
+    """
+    operator = hessian(
+        model,
+        batches,
+        loss_fn,
+        criterion=criterion,
+        params=params,
+        num_batches=num_batches,
+        method=method,
+        memory_limit=memory_limit,
+        seed=seed,
+    )
+    return eigenvalues(
+        operator,
+        k,
+        which=which,
+        rtol=rtol,
+        max_products=max_products,
+        start=start,
+        basis=basis,
+        failure_probability=failure_probability,
+        seed=seed,
+        progress=progress,
+    )

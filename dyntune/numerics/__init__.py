@@ -1,0 +1,1 @@
+"""Numerical core: tensors and callables in, numbers out; no module or optimizer in sight."""

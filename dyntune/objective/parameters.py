@@ -1,0 +1,81 @@
+"""Which parameters an objective speaks of: by name, trainable, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from dyntune.errors import InvalidArgumentError, NonFiniteError, NoParametersError, UnsupportedDtypeError
+
+__all__ = ["ParameterSelection", "clean_name", "select_parameters"]
+
+ParameterSelection: TypeAlias = "str | Iterable[str] | Callable[[str], bool] | None"
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what DDP (``module.``) and ``torch.compile`` (``_orig_mod.``) put in front."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    return ".".join(parts[1:] if parts[0] == "module" and len(parts) > 1 else parts)
+
+
+def select_parameters(model: nn.Module, selection: ParameterSelection = None) -> dict[str, nn.Parameter]:
+    """Trainable parameters by clean name, tied ones once, in the model's order.
+
+    Args:
+        model: The (unwrapped) model.
+        selection: A glob or several (``"layers.*.weight"``), a predicate on names, or None for all.
+
+    Raises:
+        NoParametersError: Nothing trainable is left.
+        UnsupportedDtypeError: A selected parameter is not float32 or float64.
+        NonFiniteError: A selected parameter holds NaN or infinity.
+    """
+    trainable = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        total = sum(1 for _ in model.parameters())
+        raise NoParametersError(
+            f"the model has no trainable parameters ({total} parameters, none with requires_grad=True): its loss has "
+            "no curvature to measure. Call model.requires_grad_(True) on the part you train."
+        )
+    chosen = {n: p for n, p in trainable.items() if _matches(n, selection)}
+    if not chosen:
+        raise NoParametersError(
+            f"params={selection!r} matches none of the {len(trainable)} trainable parameters. Their names begin with: "
+            f"{', '.join(list(trainable)[:6])}. Globs match whole names: '*.weight', 'encoder.*'."
+        )
+    for name, parameter in chosen.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedDtypeError(
+                f"parameter {name!r} is stored in {parameter.dtype}: curvature drowns in its rounding. Measure a "
+                "float32 copy: dyntune.hessian(copy.deepcopy(model).float(), ...)."
+            )
+    _check_finite(chosen)
+    return chosen
+
+
+def _matches(name: str, selection: ParameterSelection) -> bool:
+    if selection is None:
+        return True
+    if isinstance(selection, str):
+        return fnmatchcase(name, selection)
+    if callable(selection):
+        return bool(selection(name))
+    if isinstance(selection, Iterable):
+        return any(fnmatchcase(name, pattern) for pattern in selection)
+    raise InvalidArgumentError(f"params={selection!r}: give a glob, a list of globs, or a predicate on names.")
+
+
+def _check_finite(parameters: dict[str, nn.Parameter]) -> None:
+    with torch.no_grad():
+        norms = torch._foreach_norm([p.detach() for p in parameters.values()], ord=float("inf"))
+        finite = torch.stack([torch.isfinite(n).to("cpu") for n in norms])
+    if not bool(finite.all()):
+        bad = [name for name, ok in zip(parameters, finite.tolist(), strict=True) if not ok]
+        raise NonFiniteError(
+            f"parameter {bad[0]!r} ({len(bad)} in all) holds NaN or infinity: the run has already diverged. Measure an "
+            "earlier checkpoint."
+        )
