@@ -16,5 +16,6 @@ from dyntune.objective.losses import Loss as Loss
 from dyntune.records import Estimate as Estimate
 from dyntune.records import Recommendation as Recommendation
 from dyntune.records import Status as Status
+from dyntune.suggest.lr import suggest_lr as suggest_lr
 
 __version__ = "0.1.0"

@@ -108,10 +108,23 @@ class Objective:
             yield buffers
 
     def batch_loss(
-        self, index: int, buffers: BorrowedBuffers, parameters: Mapping[str, torch.Tensor] | None = None
+        self,
+        index: int,
+        buffers: BorrowedBuffers,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+        *,
+        renew: bool = True,
     ) -> Weighted:
-        """Loss of one batch, with `parameters` (by clean name) in place of the model's own where given."""
-        buffers.renew()
+        """Loss of one batch, with `parameters` (by clean name) in place of the model's own where given.
+
+        Args:
+            index: Which batch.
+            buffers: Of the enclosing :meth:`measuring`.
+            parameters: Replacements.
+            renew: Start from the user's buffers; False where a twin's buffers go along with its parameters.
+        """
+        if renew:
+            buffers.renew()
         # One stream per batch: every pass over a batch sees the same dropout masks.
         seed_all(stream_seed(self.seed, index))
         batch = self.batches[index]
@@ -121,6 +134,28 @@ class Objective:
             else:
                 loss = _evaluate_with(self.model, self.rule, batch, parameters)
         return Weighted(loss.value, loss.count if self.rule.reduction == "mean" else 1.0)
+
+    def training_loss(
+        self,
+        index: int,
+        buffers: BorrowedBuffers,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        autocast: torch.dtype | None,
+        seed: int,
+    ) -> Loss:
+        """Loss of one batch as training computes it: fused kernels, mixed precision, fresh dropout masks.
+
+        Buffers are not renewed: in a twin's training BatchNorm statistics move along.
+        """
+        seed_all(seed)
+        device = self.space.device
+        with (
+            torch.inference_mode(mode=False),
+            torch.set_grad_enabled(torch.is_grad_enabled() or any(p.requires_grad for p in parameters.values())),
+            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        ):
+            return _evaluate_with(self.model, self.rule, self.batches[index], parameters)
 
     @property
     def adds_up(self) -> bool:

@@ -1,0 +1,227 @@
+"""One pilot: bracket by a ramp, compare learning rates by short runs, measure curvature where the best one leads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from dyntune.errors import InvalidArgumentError
+from dyntune.numerics.operator import LinearOperator, Product
+from dyntune.numerics.vectors import Vector, VectorSpace
+from dyntune.objective.objective import Objective
+from dyntune.objective.state import BorrowedBuffers
+from dyntune.pilot.runs import Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
+from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
+from dyntune.stability.thresholds import Recurrence, recurrence
+
+__all__ = ["MIN_GRADIENTS", "Pilot", "PilotOperator", "go_on", "measure_batches", "run_pilot"]
+
+# Fewest gradient-equivalents with which every part of the pilot still has two steps.
+MIN_GRADIENTS = 60
+# Learning rates compared by short runs, and their spacing: 3^5 = 243 below the blow-up of the ramp. The best learning
+# rate lies between 1.6 and 50 times below the onset of instability on nine workloads of 250 to 400 steps, and a ramp
+# overshoots the onset because it spends only a step or two at each rate.
+SWEEP_COUNT = 6
+SWEEP_FACTOR = 3.0
+# The ramp covers this many octaves from far below the one-step critical rate.
+RAMP_OCTAVES = 16
+RAMP_BELOW_CRITICAL = 2.0**-12
+
+
+@dataclass
+class Pilot:
+    """What a pilot found. Learning rates are those of the first parameter group.
+
+    Args:
+        recurrence: Momentum and weight decay of the optimizer.
+        critical: One-step critical learning rate at the start, along the preconditioned gradient.
+        ramp: The range test.
+        runs: The short runs, by ascending learning rate.
+        initial: Mean loss before training over the batches that the short runs end on.
+        gains: How much the best short run lowered the loss on each of those batches, paired.
+        batch_curvature: ``d.Hd / d.g`` of fresh batches after the best short run went on; empty if not measured.
+        follow: The run that went on from the best short run.
+        warmup: Warm-up steps of the short runs.
+    """
+
+    recurrence: Recurrence
+    critical: float
+    ramp: Ramp
+    runs: list[ShortRun]
+    initial: float
+    gains: tuple[float, ...]
+    warmup: int
+    batch_curvature: list[float] = field(default_factory=list)
+    follow: ShortRun | None = None
+
+
+class PilotOperator(LinearOperator):
+    """``P^-1/2 H P^-1/2`` of one batch at a twin's parameters (H itself for SGD).
+
+    Args:
+        twin: Where; must not be stepped while a session is open.
+        index: Which batch.
+    """
+
+    method = "exact, retained graph"
+
+    def __init__(self, twin: Twin, index: int) -> None:
+        super().__init__(VectorSpace.of(twin.tensors))
+        self._twin = twin
+        self._index = index
+
+    @contextmanager
+    def session(self) -> Iterator[Product]:
+        """One gradient with its graph, then one backward pass per product."""
+        twin = self._twin
+        scale = twin.preconditioner()
+        root = None if scale is None else [s.rsqrt() for s in scale]
+        twin.meter.charge(GRADIENT_COST)
+        loss = twin.objective.batch_loss(self._index, twin.buffers, twin.parameters, renew=False)
+        gradient = torch.autograd.grad(
+            loss.value, twin.tensors, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+        def product(vector: object) -> Vector:
+            twin.meter.charge(PRODUCT_COST)
+            v = list(vector)  # type: ignore[call-overload]
+            scaled = v if root is None else list(torch._foreach_mul(v, root))
+            live = [(g, s) for g, s in zip(gradient, scaled, strict=True) if g.requires_grad]
+            if not live:
+                return [torch.zeros_like(p) for p in twin.tensors]
+            outputs, weights = zip(*live, strict=True)
+            parts = torch.autograd.grad(
+                outputs, twin.tensors, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return list(parts) if root is None else list(torch._foreach_mul(list(parts), root))
+
+        yield product
+
+
+def run_pilot(
+    objective: Objective,
+    training: Training,
+    buffers: BorrowedBuffers,
+    meter: CostMeter,
+    *,
+    seed: int,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[Pilot, Twin]:
+    """The pilot, and the twin where it ended (for measuring curvature there).
+
+    Args:
+        objective: The user's loss.
+        training: How the user trains.
+        buffers: Of the enclosing ``objective.measuring()``.
+        meter: Budget; about half of it is left for curvature.
+        seed: Seed of dropout in the pilot's steps.
+        progress: Called with (stage, gradient-equivalents spent).
+
+    Raises:
+        InvalidArgumentError: A budget below :data:`MIN_GRADIENTS` per accumulated batch.
+    """
+    per_step = training.accumulate
+    if meter.limit < MIN_GRADIENTS * per_step:
+        raise InvalidArgumentError(
+            f"max_gradients={meter.limit:g} leaves no room for a pilot (accumulate={per_step}): give at least "
+            f"{MIN_GRADIENTS * per_step}."
+        )
+
+    def tell(stage: str) -> None:
+        if progress is not None:
+            progress(stage, meter.spent)
+
+    scout = Twin(objective, training, buffers, meter, seed=seed)
+    critical = _critical(scout)
+    tell("one-step critical learning rate")
+    steps = max(8, int(0.18 * meter.limit / per_step))
+    start = critical * RAMP_BELOW_CRITICAL
+    found = ramp(scout, list(np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps)))
+    del scout
+    tell("range test")
+    length = max(3, int(0.36 * meter.limit / per_step / SWEEP_COUNT))
+    warmup = length // 4
+    before = _losses_before(objective, training, buffers, meter, seed=seed, length=length)
+    initial = float(np.mean(before))
+    top = (found.blow_up or found.lrs[-1]) / math.sqrt(SWEEP_FACTOR)
+    runs: list[ShortRun] = []
+    best: tuple[ShortRun, Twin] | None = None
+    for exponent in range(SWEEP_COUNT):
+        twin = Twin(objective, training, buffers, meter, seed=seed)
+        run = short_run(twin, top / SWEEP_FACTOR**exponent, steps=length, warmup=warmup, initial=initial)
+        runs.append(run)
+        if best is None or run.score < best[0].score:
+            best = (run, twin)
+        tell(f"short run at {run.lr:.1e}")
+    assert best is not None
+    runs.reverse()
+    gains = () if best[0].diverged else tuple(np.subtract(before, best[0].losses[-len(before) :]).tolist())
+    return Pilot(recurrence(best[1].optimizer), critical, found, runs, initial, gains, warmup), best[1]
+
+
+def _losses_before(
+    objective: Objective, training: Training, buffers: BorrowedBuffers, meter: CostMeter, *, seed: int, length: int
+) -> list[float]:
+    """Losses at the start on the batches that a run of `length` steps ends on: the pairs of its score."""
+    twin = Twin(objective, training, buffers, meter, seed=seed)
+    count, per_step = len(objective.batches), training.accumulate
+    losses = []
+    for step in range(length - tail_length(length), length):
+        micro = [twin.loss_at((step * per_step + i) % count, None, 0.0) for i in range(per_step)]
+        losses.append(float(np.mean(micro)))
+    return losses
+
+
+def _critical(twin: Twin) -> float:
+    """One-step critical learning rate along the direction that the optimizer would take first."""
+    _, gradient = twin.gradient(0)
+    scale = twin.preconditioner()
+    if scale is None and recurrence(twin.optimizer).preconditioned:
+        # Before the first step Adam's second moment is g^2, its direction the sign of the gradient.
+        direction = [g.sign() for g in gradient]
+    else:
+        direction = gradient if scale is None else [g / s for g, s in zip(gradient, scale, strict=True)]
+    size = max(float(d.abs().max()) for d in direction)
+    weight = max(float(p.detach().abs().max()) for p in twin.tensors)
+    # A step of one percent of the largest weight: only where the doubling begins, the answer does not depend on it.
+    guess = 0.01 * (weight or 1.0) / size if size > 0 and math.isfinite(size) else 1.0
+    found = critical_lr(twin, 0, direction, guess=guess)
+    return found if 0 < found < math.inf else guess
+
+
+def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
+    """Train on at the best short run's rate, and at lower ones as long as that blows up and the budget lasts.
+
+    A short run cannot see an instability that comes later, when curvature has grown: a rate that fails here is marked
+    as diverged in ``pilot.runs`` and the next lower one is trained from the start.
+
+    Returns:
+        The twin that survived (or the last that did not); ``pilot.follow`` is its run, diverged if the budget ran out
+        before a rate survived.
+    """
+    best = min(pilot.runs, key=lambda run: run.score)
+    pilot.follow = short_run(twin, best.lr, steps=steps, warmup=0, initial=pilot.initial)
+    while pilot.follow.diverged:
+        place = pilot.runs.index(best)
+        pilot.runs[place] = ShortRun(best.lr, best.losses + pilot.follow.losses, diverged=True)
+        length = len(best.losses) + steps
+        if place == 0 or twin.meter.left < length * twin.training.accumulate:
+            break
+        best = pilot.runs[place - 1]
+        twin = Twin(twin.objective, twin.training, twin.buffers, twin.meter, seed=twin.seed)
+        pilot.follow = short_run(twin, best.lr, steps=length, warmup=pilot.warmup, initial=pilot.initial)
+        pilot.runs[place - 1] = pilot.follow
+    return twin
+
+
+def measure_batches(twin: Twin, *, count: int) -> list[float]:
+    """``d.Hd / d.g`` of `count` batches at the twin, along each batch's own preconditioned gradient."""
+    scale = twin.preconditioner()
+    total = len(twin.objective.batches)
+    done = twin.steps * twin.training.accumulate
+    return [twin.batch_curvature((done + i) % total, scale) for i in range(count)]

@@ -1,0 +1,193 @@
+"""A twin of the user's training: the same model function, cloned parameters, a rebuilt optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dyntune.numerics.random import stream_seed
+from dyntune.numerics.vectors import Vector, dot
+from dyntune.objective.objective import Objective
+from dyntune.objective.state import BorrowedBuffers
+from dyntune.pilot.optimizers import OptimizerLike, twin_optimizer
+
+__all__ = ["CostMeter", "Training", "Twin"]
+
+# Gradient-equivalents: a backward pass costs about two forward passes, and so does an HVP through a retained graph
+# cost about two gradients (measured 1.7 to 2.3; the graph itself is one gradient).
+FORWARD_COST = 1 / 3
+GRADIENT_COST = 1.0
+PRODUCT_COST = 2.3
+
+
+class CostMeter:
+    """Counts gradient-equivalents: one forward and backward pass on one training batch."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.spent = 0.0
+
+    def charge(self, cost: float) -> None:
+        """Add to what was spent."""
+        self.spent += cost
+
+    @property
+    def left(self) -> float:
+        """What may still be spent."""
+        return self.limit - self.spent
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the user trains, as far as it changes which learning rates are stable.
+
+    Args:
+        optimizer: A name, an Optimizer, or a factory.
+        clip_norm: Gradient norm that steps are clipped to; None for none.
+        accumulate: Batches whose gradients are averaged per step.
+        autocast: Dtype of mixed precision in the forward pass; None for none.
+    """
+
+    optimizer: OptimizerLike
+    clip_norm: float | None = None
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+
+
+class Twin:
+    """Cloned parameters with an optimizer, stepped on an objective's batches.
+
+    Live only inside ``objective.measuring()``, whose borrowed buffers it writes to: BatchNorm statistics move along
+    with the twin and never reach the user's model.
+
+    Args:
+        objective: The user's loss; its parameters are read once, here.
+        training: How steps are made.
+        buffers: Of the enclosing ``measuring()``.
+        meter: Where costs go.
+        seed: Seed of dropout during the steps.
+    """
+
+    def __init__(
+        self, objective: Objective, training: Training, buffers: BorrowedBuffers, meter: CostMeter, *, seed: int
+    ) -> None:
+        self.objective = objective
+        self.training = training
+        self.buffers = buffers
+        self.meter = meter
+        self.seed = seed
+        self.parameters = {name: p.detach().clone().requires_grad_() for name, p in objective.parameters.items()}
+        self.optimizer = twin_optimizer(training.optimizer, objective.parameters, self.parameters)
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        # Ratios between groups are the user's choice and are kept; the first group's rate is the one that is set.
+        self.ratios = [rate / rates[0] if rates[0] > 0 else 1.0 for rate in rates]
+        self.steps = 0
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The cloned parameters, in order."""
+        return list(self.parameters.values())
+
+    def set_lr(self, lr: float) -> None:
+        """Set the first group's learning rate, the others in proportion."""
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            rate = lr * ratio
+            group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
+
+    def gradient(self, index: int) -> tuple[float, Vector]:
+        """Loss and gradient on one batch, as training computes them."""
+        self.meter.charge(GRADIENT_COST)
+        loss = self.objective.training_loss(
+            index,
+            self.buffers,
+            self.parameters,
+            autocast=self.training.autocast,
+            seed=stream_seed(self.seed, self.steps, index),
+        )
+        parts = torch.autograd.grad(loss.value, self.tensors, allow_unused=True, materialize_grads=True)
+        return float(loss.value.detach()), list(parts)
+
+    def step(self, lr: float) -> float:
+        """One optimizer step at `lr`; returns the loss before it (NaN or inf are returned, not raised)."""
+        count = len(self.objective.batches)
+        losses = []
+        total: Vector = []
+        for micro in range(self.training.accumulate):
+            loss, gradient = self.gradient((self.steps * self.training.accumulate + micro) % count)
+            losses.append(loss)
+            if total:
+                torch._foreach_add_(total, gradient)
+            else:
+                total = gradient
+        if self.training.accumulate > 1:
+            torch._foreach_div_(total, self.training.accumulate)
+        for p, g in zip(self.tensors, total, strict=True):
+            p.grad = g
+        if self.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.tensors, self.training.clip_norm)
+        self.set_lr(lr)
+        self.optimizer.step()
+        self.steps += 1
+        return sum(losses) / len(losses)
+
+    def loss_at(self, index: int, direction: Sequence[torch.Tensor] | None, lr: float) -> float:
+        """Loss on one batch after moving by ``-lr * direction`` (or where the twin is)."""
+        self.meter.charge(FORWARD_COST)
+        moved = self.parameters
+        if direction is not None:
+            shifts = zip(self.parameters.items(), direction, strict=True)
+            moved = {name: torch.sub(p.detach(), d, alpha=lr) for (name, p), d in shifts}
+        with torch.no_grad():
+            loss = self.objective.training_loss(
+                index, self.buffers, moved, autocast=self.training.autocast, seed=stream_seed(self.seed, index)
+            )
+        return float(loss.value)
+
+    # -- curvature -----------------------------------------------------------------------------------------------
+
+    def preconditioner(self) -> Vector | None:
+        """Diagonal P of the optimizer's step -lr P^-1 m per parameter, LR ratios included; None when it is plain SGD.
+
+        For Adam and AdamW ``sqrt(v / (1 - beta2^t)) + eps`` from the present state: the steady-state preconditioner,
+        without the factor ``1 - beta1^t`` that momentum's bias correction adds in the first steps.
+        """
+        scales: dict[int, torch.Tensor | float] = {}
+        diagonal = False
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            for p in group["params"]:
+                state = self.optimizer.state.get(p, {})
+                if "exp_avg_sq" in state:
+                    steps = float(state["step"])
+                    second = state["max_exp_avg_sq"] if "max_exp_avg_sq" in state else state["exp_avg_sq"]
+                    corrected = second / (1 - float(group["betas"][1]) ** steps)
+                    scales[id(p)] = (corrected.sqrt() + float(group["eps"])) / ratio
+                    diagonal = True
+                else:
+                    scales[id(p)] = 1.0 / ratio if ratio else math.inf
+                    diagonal = diagonal or ratio != 1.0
+        if not diagonal:
+            return None
+        return [torch.as_tensor(scales[id(p)], dtype=p.dtype, device=p.device).expand_as(p) for p in self.tensors]
+
+    def batch_curvature(self, index: int, scale: Vector | None) -> float:
+        """Curvature ``d.Hd / d.g`` of one batch along its own preconditioned gradient ``d = P^-1 g`` (exact).
+
+        Times the learning rate it is what the stochastic threshold speaks of; NaN where the gradient is zero.
+        """
+        self.meter.charge(GRADIENT_COST + PRODUCT_COST)
+        loss = self.objective.batch_loss(index, self.buffers, self.parameters, renew=False)
+        gradient = torch.autograd.grad(
+            loss.value, self.tensors, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        flat = [g.detach() for g in gradient]
+        direction = flat if scale is None else [g / s for g, s in zip(flat, scale, strict=True)]
+        live = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
+        if not live:
+            return 0.0
+        outputs, weights = zip(*live, strict=True)
+        product = torch.autograd.grad(outputs, self.tensors, weights, allow_unused=True, materialize_grads=True)
+        along = dot(direction, flat)
+        return dot(direction, product) / along if along > 0 else math.nan
