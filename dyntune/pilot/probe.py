@@ -17,7 +17,7 @@ from dyntune.objective.objective import Objective
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.runs import Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
 from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
-from dyntune.stability.thresholds import Recurrence, recurrence
+from dyntune.stability.thresholds import Recurrence, batch_threshold, recurrence
 
 __all__ = ["MIN_GRADIENTS", "Pilot", "PilotOperator", "go_on", "measure_batches", "run_pilot"]
 
@@ -123,7 +123,8 @@ def run_pilot(
         progress: Called with (stage, gradient-equivalents spent).
 
     Raises:
-        InvalidArgumentError: A budget below :data:`MIN_GRADIENTS` per accumulated batch.
+        InvalidArgumentError: A budget below :data:`MIN_GRADIENTS` per accumulated batch; an optimizer without a
+            stability threshold.
     """
     per_step = training.accumulate
     if meter.limit < MIN_GRADIENTS * per_step:
@@ -137,6 +138,11 @@ def run_pilot(
             progress(stage, meter.spent)
 
     scout = Twin(objective, training, buffers, meter, seed=seed)
+    if (known := batch_threshold(scout.optimizer)).value is None:
+        raise InvalidArgumentError(
+            f"{known.reason}: a learning rate for {type(scout.optimizer).__name__} cannot be checked for stability. "
+            "Use a sweep."
+        )
     critical = _critical(scout)
     tell("one-step critical learning rate")
     steps = max(8, int(0.18 * meter.limit / per_step))
@@ -180,11 +186,11 @@ def _losses_before(
 def _critical(twin: Twin) -> float:
     """One-step critical learning rate along the direction that the optimizer would take first."""
     _, gradient = twin.gradient(0)
-    scale = twin.preconditioner()
-    if scale is None and recurrence(twin.optimizer).preconditioned:
-        # Before the first step Adam's second moment is g^2, its direction the sign of the gradient.
+    if recurrence(twin.optimizer).preconditioned and not twin.stepped:
+        # At the first step Adam's second moment is g^2, its direction the sign of the gradient.
         direction = [g.sign() for g in gradient]
     else:
+        scale = twin.preconditioner()
         direction = gradient if scale is None else [g / s for g, s in zip(gradient, scale, strict=True)]
     size = max(float(d.abs().max()) for d in direction)
     weight = max(float(p.detach().abs().max()) for p in twin.tensors)

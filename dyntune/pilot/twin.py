@@ -13,6 +13,7 @@ from dyntune.numerics.vectors import Vector, dot
 from dyntune.objective.objective import Objective
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.optimizers import OptimizerLike, twin_optimizer
+from dyntune.stability.scales import diagonal_scale, group_ratios
 
 __all__ = ["CostMeter", "Training", "Twin"]
 
@@ -81,9 +82,8 @@ class Twin:
         self.seed = seed
         self.parameters = {name: p.detach().clone().requires_grad_() for name, p in objective.parameters.items()}
         self.optimizer = twin_optimizer(training.optimizer, objective.parameters, self.parameters)
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         # Ratios between groups are the user's choice and are kept; the first group's rate is the one that is set.
-        self.ratios = [rate / rates[0] if rates[0] > 0 else 1.0 for rate in rates]
+        self.ratios = group_ratios(self.optimizer)
         self.steps = 0
 
     @property
@@ -136,10 +136,9 @@ class Twin:
     def loss_at(self, index: int, direction: Sequence[torch.Tensor] | None, lr: float) -> float:
         """Loss on one batch after moving by ``-lr * direction`` (or where the twin is)."""
         self.meter.charge(FORWARD_COST)
-        moved = self.parameters
+        moved = {name: p.detach() for name, p in self.parameters.items()}
         if direction is not None:
-            shifts = zip(self.parameters.items(), direction, strict=True)
-            moved = {name: torch.sub(p.detach(), d, alpha=lr) for (name, p), d in shifts}
+            moved = {name: torch.sub(p, d, alpha=lr) for (name, p), d in zip(moved.items(), direction, strict=True)}
         with torch.no_grad():
             loss = self.objective.training_loss(
                 index, self.buffers, moved, autocast=self.training.autocast, seed=stream_seed(self.seed, index)
@@ -149,28 +148,16 @@ class Twin:
     # -- curvature -----------------------------------------------------------------------------------------------
 
     def preconditioner(self) -> Vector | None:
-        """Diagonal P of the optimizer's step -lr P^-1 m per parameter, LR ratios included; None when it is plain SGD.
+        """Diagonal P of the optimizer's step, learning-rate ratios included; None where it is the identity.
 
-        For Adam and AdamW ``sqrt(v / (1 - beta2^t)) + eps`` from the present state: the steady-state preconditioner,
-        without the factor ``1 - beta1^t`` that momentum's bias correction adds in the first steps.
+        In the steady state: without the factor ``1 - beta1^t`` of momentum's bias correction.
         """
-        scales: dict[int, torch.Tensor | float] = {}
-        diagonal = False
-        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
-            for p in group["params"]:
-                state = self.optimizer.state.get(p, {})
-                if "exp_avg_sq" in state:
-                    steps = float(state["step"])
-                    second = state["max_exp_avg_sq"] if "max_exp_avg_sq" in state else state["exp_avg_sq"]
-                    corrected = second / (1 - float(group["betas"][1]) ** steps)
-                    scales[id(p)] = (corrected.sqrt() + float(group["eps"])) / ratio
-                    diagonal = True
-                else:
-                    scales[id(p)] = 1.0 / ratio if ratio else math.inf
-                    diagonal = diagonal or ratio != 1.0
-        if not diagonal:
-            return None
-        return [torch.as_tensor(scales[id(p)], dtype=p.dtype, device=p.device).expand_as(p) for p in self.tensors]
+        return diagonal_scale(self.optimizer, self.tensors, ratios=self.ratios)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the optimizer has a state to read a preconditioner from."""
+        return bool(self.optimizer.state)
 
     def batch_curvature(self, index: int, scale: Vector | None) -> float:
         """Curvature ``d.Hd / d.g`` of one batch along its own preconditioned gradient ``d = P^-1 g`` (exact).
