@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from dyntune.errors import InvalidArgumentError, OptimizerMismatchError
+from dyntune.errors import InvalidArgumentError
+from dyntune.stability.scales import check_optimizer
 
-__all__ = ["OPTIMIZER_NAMES", "OptimizerLike", "check_optimizer", "twin_optimizer"]
+__all__ = ["OPTIMIZER_NAMES", "OptimizerLike", "twin_optimizer"]
 
 OptimizerFactory: TypeAlias = Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]
 OptimizerLike: TypeAlias = "str | torch.optim.Optimizer | OptimizerFactory"
@@ -30,26 +31,6 @@ _BY_NAME: dict[str, OptimizerFactory] = {
 OPTIMIZER_NAMES = tuple(_BY_NAME)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise unless the optimizer holds exactly the model's trainable parameters.
-
-    Raises:
-        OptimizerMismatchError: It holds others, or lacks some: learning-rate advice would be about another problem.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    ours = {id(p) for p in parameters.values()}
-    missing = [name for name, p in parameters.items() if id(p) not in held]
-    # Frozen parameters may stay in an optimizer: they never get a gradient.
-    frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
-    foreign = len(held - ours - frozen)
-    if missing or foreign:
-        raise OptimizerMismatchError(
-            f"the optimizer holds {foreign} parameter(s) that are not the model's and lacks {len(missing)} of its "
-            f"trainable ones ({', '.join(missing[:3])}): the learning rate would be one for another problem. Build it "
-            "from this model: torch.optim.AdamW(model.parameters(), ...)."
-        )
-
-
 def twin_optimizer(
     optimizer: OptimizerLike, originals: Mapping[str, nn.Parameter], clones: Mapping[str, torch.Tensor]
 ) -> torch.optim.Optimizer:
@@ -62,7 +43,7 @@ def twin_optimizer(
 
     Raises:
         InvalidArgumentError: Unknown name, or a type that cannot be rebuilt from its groups.
-        OptimizerMismatchError: See :func:`check_optimizer`.
+        OptimizerMismatchError: See :func:`dyntune.stability.scales.check_optimizer`.
     """
     if isinstance(optimizer, str):
         if optimizer.lower() not in _BY_NAME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,8 @@ import torch
 from dyntune.errors import InvalidArgumentError
 from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.vectors import Vector, VectorSpace
-from dyntune.objective.objective import Objective
+from dyntune.objective.hvp import second_derivative
+from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.runs import Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
 from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
@@ -82,25 +83,17 @@ class PilotOperator(LinearOperator):
         scale = twin.preconditioner()
         root = None if scale is None else [s.rsqrt() for s in scale]
         twin.meter.charge(GRADIENT_COST)
-        loss = twin.objective.batch_loss(self._index, twin.buffers, twin.parameters, renew=False)
-        gradient = torch.autograd.grad(
-            loss.value, twin.tensors, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with twin.held():
+            loss = twin.objective.batch_loss(self._index, twin.buffers, renew=False)
+            gradient = differentiate(loss.value, twin.tensors, create_graph=True)
 
-        def product(vector: object) -> Vector:
-            twin.meter.charge(PRODUCT_COST)
-            v = list(vector)  # type: ignore[call-overload]
-            scaled = v if root is None else list(torch._foreach_mul(v, root))
-            live = [(g, s) for g, s in zip(gradient, scaled, strict=True) if g.requires_grad]
-            if not live:
-                return [torch.zeros_like(p) for p in twin.tensors]
-            outputs, weights = zip(*live, strict=True)
-            parts = torch.autograd.grad(
-                outputs, twin.tensors, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return list(parts) if root is None else list(torch._foreach_mul(list(parts), root))
+            def product(vector: Sequence[torch.Tensor]) -> Vector:
+                twin.meter.charge(PRODUCT_COST)
+                scaled = list(vector) if root is None else list(torch._foreach_mul(list(vector), root))
+                result = second_derivative(gradient, twin.tensors, scaled, keep=True)
+                return result if root is None else list(torch._foreach_mul(result, root))
 
-        yield product
+            yield product
 
 
 def run_pilot(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from dyntune.numerics.random import stream_seed
 from dyntune.numerics.vectors import Vector, dot
-from dyntune.objective.objective import Objective
+from dyntune.objective.context import differentiable_twice
+from dyntune.objective.hvp import second_derivative
+from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.optimizers import OptimizerLike, twin_optimizer
 from dyntune.stability.scales import diagonal_scale, group_ratios
@@ -100,15 +103,9 @@ class Twin:
     def gradient(self, index: int) -> tuple[float, Vector]:
         """Loss and gradient on one batch, as training computes them."""
         self.meter.charge(GRADIENT_COST)
-        loss = self.objective.training_loss(
-            index,
-            self.buffers,
-            self.parameters,
-            autocast=self.training.autocast,
-            seed=stream_seed(self.seed, self.steps, index),
-        )
-        parts = torch.autograd.grad(loss.value, self.tensors, allow_unused=True, materialize_grads=True)
-        return float(loss.value.detach()), list(parts)
+        seed = stream_seed(self.seed, self.steps, index)
+        with self.objective.training_pass(index, self.parameters, autocast=self.training.autocast, seed=seed) as loss:
+            return float(loss.value.detach()), differentiate(loss.value, self.tensors)
 
     def step(self, lr: float) -> float:
         """One optimizer step at `lr`; returns the loss before it (NaN or inf are returned, not raised)."""
@@ -139,11 +136,12 @@ class Twin:
         moved = {name: p.detach() for name, p in self.parameters.items()}
         if direction is not None:
             moved = {name: torch.sub(p, d, alpha=lr) for (name, p), d in zip(moved.items(), direction, strict=True)}
-        with torch.no_grad():
-            loss = self.objective.training_loss(
-                index, self.buffers, moved, autocast=self.training.autocast, seed=stream_seed(self.seed, index)
-            )
-        return float(loss.value)
+        seed = stream_seed(self.seed, index)
+        with (
+            torch.no_grad(),
+            self.objective.training_pass(index, moved, autocast=self.training.autocast, seed=seed) as loss,
+        ):
+            return float(loss.value)
 
     # -- curvature -----------------------------------------------------------------------------------------------
 
@@ -165,16 +163,20 @@ class Twin:
         Times the learning rate it is what the stochastic threshold speaks of; NaN where the gradient is zero.
         """
         self.meter.charge(GRADIENT_COST + PRODUCT_COST)
-        loss = self.objective.batch_loss(index, self.buffers, self.parameters, renew=False)
-        gradient = torch.autograd.grad(
-            loss.value, self.tensors, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        flat = [g.detach() for g in gradient]
-        direction = flat if scale is None else [g / s for g, s in zip(flat, scale, strict=True)]
-        live = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
-        if not live:
-            return 0.0
-        outputs, weights = zip(*live, strict=True)
-        product = torch.autograd.grad(outputs, self.tensors, weights, allow_unused=True, materialize_grads=True)
+        with self.held():
+            loss = self.objective.batch_loss(index, self.buffers, renew=False)
+            gradient = differentiate(loss.value, self.tensors, create_graph=True)
+            flat = [g.detach() for g in gradient]
+            direction = flat if scale is None else [g / s for g, s in zip(flat, scale, strict=True)]
+            product = second_derivative(gradient, self.tensors, direction, keep=False)
         along = dot(direction, flat)
         return dot(direction, product) / along if along > 0 else math.nan
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The twin's parameters in the model's place, in a context that can be differentiated twice."""
+        with (
+            self.objective.swapped(self.parameters),
+            differentiable_twice(self.objective.model, self.objective.space.device),
+        ):
+            yield

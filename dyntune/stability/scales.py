@@ -26,9 +26,29 @@ from typing import Any
 
 import torch
 
-from dyntune.errors import InvalidArgumentError
+from dyntune.errors import InvalidArgumentError, OptimizerMismatchError
 
-__all__ = ["diagonal_scale", "group_ratios"]
+__all__ = ["check_optimizer", "diagonal_scale", "group_ratios"]
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless the optimizer holds exactly the model's trainable parameters.
+
+    Raises:
+        OptimizerMismatchError: It holds others, or lacks some: learning-rate advice would be about another problem.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    ours = {id(p) for p in parameters.values()}
+    missing = [name for name, p in parameters.items() if id(p) not in held]
+    # Frozen parameters may stay in an optimizer: they never get a gradient.
+    frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
+    foreign = len(held - ours - frozen)
+    if missing or foreign:
+        raise OptimizerMismatchError(
+            f"the optimizer holds {foreign} parameter(s) that are not the model's and lacks {len(missing)} of its "
+            f"trainable ones ({', '.join(missing[:3])}): the learning rate would be one for another problem. Build it "
+            "from this model: torch.optim.AdamW(model.parameters(), ...)."
+        )
 
 
 def group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -54,7 +74,8 @@ def diagonal_scale(
             first steps; off when asking about the steady state.
 
     Raises:
-        InvalidArgumentError: A parameter that the optimizer does not hold or has not stepped yet.
+        OptimizerMismatchError: A parameter that the optimizer does not hold.
+        InvalidArgumentError: A parameter that it has not stepped yet.
     """
     wanted = {id(t) for t in tensors}
     scales: dict[int, torch.Tensor | float] = {}
@@ -73,7 +94,7 @@ def diagonal_scale(
             scales[id(p)] = scale / ratio
     missing = [i for i, t in enumerate(tensors) if id(t) not in scales]
     if missing:
-        raise InvalidArgumentError(
+        raise OptimizerMismatchError(
             f"the optimizer does not hold {len(missing)} of the {len(tensors)} parameters (the first has shape "
             f"{tuple(tensors[missing[0]].shape)}): their preconditioner is unknown."
         )
@@ -98,42 +119,50 @@ def _scale(
     if "square_avg" in state:
         return _square_average(group, state)
     if "sum" in state:  # Adagrad
-        return (state["sum"].sqrt() + group["eps"]) * (1 + (steps - 1) * group["lr_decay"])
+        total: torch.Tensor = state["sum"]
+        return (total.sqrt() + float(group["eps"])) * (1 + (steps - 1) * float(group["lr_decay"]))
     if "variance" in state or "row_var" in state:
         return _adafactor(group, state, p, steps)
     beta1, beta2 = (float(b) for b in group["betas"])
-    correction = 1 - beta1**steps if momentum_correction else 1.0
+    correction: float = 1 - beta1**steps if momentum_correction else 1.0
     if "exp_inf" in state:  # Adamax
-        return state["exp_inf"] * correction
-    second = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+        largest: torch.Tensor = state["exp_inf"]
+        return largest * correction
+    second: torch.Tensor = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+    eps = float(group["eps"])
     if isinstance(optimizer, torch.optim.RAdam):  # adds eps before the bias correction
         rectification = _rectification(beta2, steps)
-        moment = (second.sqrt() + group["eps"]) / math.sqrt(1 - beta2**steps)
+        moment = (second.sqrt() + eps) / math.sqrt(1 - beta2**steps)
         return correction if rectification is None else moment * (correction / rectification)
-    return ((second / (1 - beta2**steps)).sqrt() + group["eps"]) * correction
+    moment = (second / (1 - beta2**steps)).sqrt() + eps
+    return moment * correction
 
 
 def _square_average(group: Mapping[str, Any], state: Mapping[str, Any]) -> torch.Tensor:
     """RMSprop or Adadelta."""
     average: torch.Tensor = state["square_avg"]
+    eps = float(group["eps"])
     if "acc_delta" in state:
-        return ((average + group["eps"]) / (state["acc_delta"] + group["eps"])).sqrt()
+        moved: torch.Tensor = state["acc_delta"]
+        return ((average + eps) / (moved + eps)).sqrt()
     if group.get("centered", False):
         average = average - state["grad_avg"].square()
-    return average.sqrt() + group["eps"]
+    return average.sqrt() + eps
 
 
 def _adafactor(group: Mapping[str, Any], state: Mapping[str, Any], p: torch.Tensor, steps: float) -> torch.Tensor:
     lowest, least_size = group["eps"]
+    second: torch.Tensor
     lowest = torch.finfo(p.dtype).eps if lowest is None else lowest
     if state.get("row_var") is not None:
-        rows = state["row_var"]
+        rows: torch.Tensor = state["row_var"]
         second = (rows @ state["col_var"]) / rows.mean(dim=-2, keepdim=True).clamp(min=lowest)
     else:
         second = state["variance"]
     lr = float(group["lr"])
-    size = max(least_size, float(p.detach().norm()) / math.sqrt(p.numel()))
-    return second.clamp(min=lowest**2).sqrt() * (lr / (size * min(lr, 1 / math.sqrt(steps))))
+    size = max(float(least_size), float(p.detach().norm()) / math.sqrt(p.numel()))
+    second_root = second.clamp(min=float(lowest) ** 2).sqrt()
+    return second_root * (lr / (size * min(lr, 1 / math.sqrt(steps))))
 
 
 def _rectification(beta2: float, steps: float) -> float | None:
