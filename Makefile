@@ -25,7 +25,7 @@ help: ## show this list
 
 setup: $(STAMP) ## create .venv and install into it; the others do so by themselves
 
-demo: $(STAMP) ## a short tour in the terminal
+demo: $(STAMP) ## a tour in a minute or two; writes dyntune-demo.html
 	$(BIN)/dyntune demo
 
 test: $(STAMP) ## the quick tests and every docstring example

@@ -14,7 +14,7 @@ from dyntune.errors import InvalidArgumentError, NotConvergedError, RefusedError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Estimate", "Recommendation", "Status"]
+__all__ = ["Estimate", "Recommendation", "Status", "short_number"]
 
 Covers = Literal["numerical", "sampling", "both"]
 
@@ -40,15 +40,15 @@ class Status(Enum):
         return self is not Status.REFUSED
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def short_number(value: float | None, digits: int = 3) -> str:
     """Shortest decimal of `value` with `digits` significant digits: 3.1e-3 rather than 3.100e-03."""
     if value is None:
         return "none"
     if math.isnan(value) or math.isinf(value):
         return str(value)
-    if value == 0 or 1e-2 <= abs(value) < 1e4:
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # the exponent after rounding: 999.9 is 1e3
+    if value == 0 or -2 <= int(exponent) < digits:
         return f"{value:.{digits}g}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
 
 
@@ -101,7 +101,7 @@ class Estimate:
     def __float__(self) -> float:
         if self.value is None:
             raise RefusedError(f"this estimate was refused and has no value: {self.reason}", partial=self)
-        return self.value
+        return float(self.value)
 
     def __contains__(self, truth: float) -> bool:
         return self.low <= truth <= self.high
@@ -109,7 +109,7 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return f"refused: {self.reason}"
-        text = f"{_number(self.value)} ({_number(self.low)} .. {_number(self.high)}) {self.unit}"
+        text = f"{short_number(self.value)} ({short_number(self.low)} .. {short_number(self.high)}) {self.unit}"
         return text if self.status is Status.OK else f"{text} [{self.status.name.lower()}: {self.reason}]"
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,16 +159,16 @@ class Recommendation:
     def __float__(self) -> float:
         if self.value is None:
             raise RefusedError(f"no {self.knob} was recommended: {self.reason}", partial=self)
-        return self.value
+        return float(self.value)
 
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.knob}: refused. {self.reason}"
-        parts = [f"{_number(self.value)} ({_number(self.low)} .. {_number(self.high)})"]
+        parts = [f"{short_number(self.value)} ({short_number(self.low)} .. {short_number(self.high)})"]
         if self.max_stable is not None and self.max_stable.value is not None:
-            parts.append(f"stable up to {_number(self.max_stable.value)}")
+            parts.append(f"stable up to {short_number(self.max_stable.value)}")
         if self.warmup_steps:
-            parts.append(f"warm up {self.warmup_steps} steps")
+            parts.append(f"warm up {self.warmup_steps} step{'s' if self.warmup_steps > 1 else ''}")
         text = ", ".join(parts)
         return text if self.status is Status.OK else f"{text} [{self.status.name.lower()}: {self.reason}]"
 
@@ -177,10 +177,10 @@ class Recommendation:
         lines = [f"{self.knob}: {self}", f"status: {self.status.name}: {self.reason or self.status.value}"]
         lines += [f"rule: {self.rule}", "evidence:"]
         for name, item in self.evidence.items():
-            shown = _number(item) if isinstance(item, float) else str(item)
+            shown = short_number(item) if isinstance(item, float) else str(item)
             lines.append(f"  {name}: {shown}")
         lines += [f"check: {check}" for check in self.checks]
-        coverage = "not calibrated yet" if self.level is None else f"{self.level:.0%}"
+        coverage = "not calibrated yet" if self.level is None else f"{100 * self.level:.4g}%"
         lines += [f"coverage of the range: {coverage}", f"cost: {self.cost:.0f} gradient-equivalents"]
         lines += [f"source: {source}" for source in self.sources]
         return "\n".join(lines)
@@ -192,7 +192,7 @@ class Recommendation:
             RefusedError: No value was established.
             NotConvergedError: There is a value, but its status is not OK; the error carries this object as ``partial``.
         """
-        if self.status is Status.OK:
+        if self.status is Status.OK and self.value is not None:
             return self
         error = RefusedError if self.value is None else NotConvergedError
         raise error(f"{self.knob}: {self.status.name}: {self.reason or self.status.value}", partial=self)
@@ -205,14 +205,14 @@ class Recommendation:
             "value": _finite_or_none(self.value),
             "low": _finite_or_none(self.low),
             "high": _finite_or_none(self.high),
-            "level": self.level,
+            "level": _finite_or_none(self.level),
             "status": self.status.name,
             "reason": self.reason,
             "rule": self.rule,
             "sources": list(self.sources),
             "evidence": {k: _finite_or_none(v) if isinstance(v, float) else v for k, v in evidence.items()},
             "checks": list(self.checks),
-            "cost": self.cost,
+            "cost": _finite_or_none(self.cost),
             "max_stable": None if self.max_stable is None else self.max_stable.to_dict(),
             "warmup_steps": self.warmup_steps,
             "series": {k: [_finite_or_none(x) for x in v] for k, v in self.series.items()},

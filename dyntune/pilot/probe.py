@@ -140,7 +140,7 @@ def run_pilot(
     tell("one-step critical learning rate")
     steps = max(8, int(0.18 * meter.limit / per_step))
     start = critical * RAMP_BELOW_CRITICAL
-    found = ramp(scout, list(np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps)))
+    found = ramp(scout, np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps).tolist())
     del scout
     tell("range test")
     length = max(3, int(0.36 * meter.limit / per_step / SWEEP_COUNT))

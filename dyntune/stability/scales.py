@@ -132,10 +132,10 @@ def _scale(
     eps = float(group["eps"])
     if isinstance(optimizer, torch.optim.RAdam):  # adds eps before the bias correction
         rectification = _rectification(beta2, steps)
-        moment = (second.sqrt() + eps) / math.sqrt(1 - beta2**steps)
+        moment: torch.Tensor = (second.sqrt() + eps) / math.sqrt(1 - beta2**steps)
         return correction if rectification is None else moment * (correction / rectification)
-    moment = (second / (1 - beta2**steps)).sqrt() + eps
-    return moment * correction
+    corrected: torch.Tensor = second / (1 - beta2**steps)
+    return correction * (corrected.sqrt() + eps)
 
 
 def _square_average(group: Mapping[str, Any], state: Mapping[str, Any]) -> torch.Tensor:
