@@ -2,15 +2,19 @@
 
 from dyntune import errors as errors
 from dyntune import stability as stability
+from dyntune.curvature.algebra import affine as affine
 from dyntune.curvature.density import SpectralDensity as SpectralDensity
 from dyntune.curvature.density import spectral_density as spectral_density
 from dyntune.curvature.eigenvalues import Eigenvalues as Eigenvalues
 from dyntune.curvature.eigenvalues import eigenvalues as eigenvalues
+from dyntune.curvature.gauss_newton import gauss_newton as gauss_newton
 from dyntune.curvature.hessian import HessianOperator as HessianOperator
 from dyntune.curvature.hessian import hessian as hessian
 from dyntune.curvature.hessian import hessian_eigenvalues as hessian_eigenvalues
+from dyntune.curvature.preconditioned import preconditioned as preconditioned
 from dyntune.curvature.sharpness import Sharpness as Sharpness
 from dyntune.curvature.sharpness import sharpness as sharpness
+from dyntune.curvature.trace import trace as trace
 from dyntune.numerics.operator import LinearOperator as LinearOperator
 from dyntune.objective.losses import Loss as Loss
 from dyntune.records import Estimate as Estimate

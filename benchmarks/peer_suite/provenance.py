@@ -47,12 +47,18 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _command() -> str:
+    """The command line; of a path only its last part, the rest says where somebody keeps their files."""
+    arguments = (Path(argument).name if "/" in argument else argument for argument in sys.argv[1:])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
 def provenance() -> dict[str, Any]:
     """Date, versions, machine, threads, commit and command line."""
     changes = _git("status", "--porcelain", "--", "dyntune", "benchmarks", ":!benchmarks/results")
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(),
         "commit": _git("rev-parse", "--verify", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

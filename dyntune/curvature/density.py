@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dyntune.errors import InvalidArgumentError
+from dyntune.numerics.arithmetic import plain_arithmetic
+from dyntune.numerics.krylov import FLOOR_EPS
 from dyntune.numerics.operator import OperatorLike, as_operator
 from dyntune.numerics.quadrature import gauss_quadrature, smoothed_density
 from dyntune.numerics.vectors import Basis
@@ -114,9 +117,10 @@ def spectral_density(
 
     Accuracy:
         Isolated eigenvalues carry a weight of 1/n, which a band over 8 probes sees only roughly: use
-        :func:`dyntune.eigenvalues` for the extremes.
+        :func:`dyntune.eigenvalues` for the extremes. The trace's interval covers as often as it says when many
+        eigenvalues make up the trace, in 87% instead of 95% of cases (400 runs) when a single one does.
     Cost:
-        ``num_probes * num_steps`` products; ``num_steps + 1`` vectors of memory.
+        At most ``num_probes * num_steps`` products; ``num_steps + 1`` vectors of memory.
     Source:
         Lin, Saad and Yang (2016), SIAM Review 58(1); Ghorbani, Krishnan and Xiao (2019), arXiv:1901.10159. The trace
         is Hutchinson's (1990) with Gaussian probes of unit length.
@@ -130,15 +134,22 @@ def spectral_density(
     _validate(num_probes=num_probes, num_steps=num_steps, num_points=num_points, level=level, bandwidth=bandwidth)
     op = as_operator(operator)
     steps = min(num_steps, op.numel)
-    basis = Basis(op.space, steps + 1)
-    pairs = []
-    with op.session() as product:
+    pairs, spent = [], 0
+    with plain_arithmetic(op.device), op.session() as product:
+        basis = Basis(op.space, steps + 1)
+
+        def counted(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            nonlocal spent
+            spent += 1
+            return product(vector)
+
         for probe in range(num_probes):
-            pairs.append(gauss_quadrature(product, basis, num_steps=steps, key=(seed, 0, probe)))
+            pairs.append(gauss_quadrature(counted, basis, num_steps=steps, key=(seed, 0, probe)))
             if progress is not None:
                 progress(probe + 1, max(float(nodes.max()) for nodes, _ in pairs))
     nodes, weights = (np.stack(parts) for parts in zip(*pairs, strict=True))
-    return _summarise(nodes, weights, op.numel, bandwidth=bandwidth, num_points=num_points, level=level)
+    shape = _Shape(op.numel, spent, torch.finfo(op.dtype).eps)
+    return _summarise(nodes, weights, shape, bandwidth=bandwidth, num_points=num_points, level=level)
 
 
 def _validate(*, num_probes: int, num_steps: int, num_points: int, level: float, bandwidth: float | None) -> None:
@@ -152,22 +163,35 @@ def _validate(*, num_probes: int, num_steps: int, num_points: int, level: float,
         raise InvalidArgumentError(f"bandwidth={bandwidth}: the width of a Gaussian is positive.")
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What the quadrature does not say of itself: dimension, products spent, precision of a product."""
+
+    numel: int
+    num_products: int
+    eps: float
+
+
 def _summarise(
-    nodes: Array, weights: Array, numel: int, *, bandwidth: float | None, num_points: int, level: float
+    nodes: Array, weights: Array, shape: _Shape, *, bandwidth: float | None, num_points: int, level: float
 ) -> SpectralDensity:
     from scipy.special import stdtrit
 
     probes, steps = nodes.shape
     low, high = float(nodes.min()), float(nodes.max())
-    # A multiple of the identity has no spread; a width of 1% of its value draws it as the peak that it is.
-    spread = (high - low) or 0.01 * abs(high) * steps or 1.0
+    size = max(abs(low), abs(high))
+    # A multiple of the identity has no spread but rounding; a width of 1% of its value draws it as the peak that it is.
+    spread = high - low if high - low > FLOOR_EPS * shape.eps * size else 0.01 * size * steps or 1.0
     width = bandwidth if bandwidth is not None else spread / steps
     grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
     each = smoothed_density(nodes, weights, grid, width)
     quantile = float(stdtrit(probes - 1, (1 + level) / 2))
     mean, half = each.mean(axis=0), quantile * each.std(axis=0, ddof=1) / np.sqrt(probes)
-    traces = numel * (nodes * weights).sum(axis=1)
-    trace, trace_half = float(traces.mean()), quantile * float(traces.std(ddof=1)) / float(np.sqrt(probes))
+    traces = shape.numel * (nodes * weights).sum(axis=1)
+    # Rounding of v.Av against |Av|; it matters only where the probes agree, as for a multiple of the identity.
+    rounding = FLOOR_EPS * shape.eps * shape.numel * float(np.sqrt((nodes**2 * weights).sum(axis=1).mean()))
+    trace = float(traces.mean())
+    trace_half = quantile * float(traces.std(ddof=1)) / float(np.sqrt(probes)) + rounding
     return SpectralDensity(
         grid=grid,
         density=mean,
@@ -185,8 +209,8 @@ def _summarise(
             unit="loss / parameter^2",
             method=f"Hutchinson, {probes} probes",
             covers="numerical",
-            num_products=probes * steps,
+            num_products=shape.num_products,
         ),
-        numel=numel,
-        num_products=probes * steps,
+        numel=shape.numel,
+        num_products=shape.num_products,
     )

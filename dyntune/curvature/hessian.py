@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
 from dyntune.curvature.eigenvalues import FAILURE_PROBABILITY, Eigenvalues, eigenvalues
-from dyntune.errors import InvalidArgumentError
+from dyntune.errors import HVPUnsupportedError, InvalidArgumentError
 from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.target import Which
+from dyntune.numerics.vectors import norm
 from dyntune.objective.hvp import (
     FiniteDifference,
+    Session,
+    first_line,
     forward_over_reverse_session,
     is_unsupported,
     reforward_session,
     retained_graph_session,
-    unsupported,
 )
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective
@@ -36,6 +38,16 @@ Engine: TypeAlias = Literal["retained-graph", "re-forward", "forward-over-revers
 GRAPH_PER_FORWARD_BYTES = 3.0
 # Graphs may take this share of the memory that is free when the operator is made.
 FREE_MEMORY_SHARE = 0.5
+# An exact product may differ from finite differences by this multiple of their own estimate of their error (which is an
+# upper one for smooth losses), and by their rounding; `tests/objective/test_custom_functions.py` has both sides.
+VERIFY_FACTOR = 5.0
+VERIFY_FLOOR = 1e-3
+_VERIFY_STREAM = 0x7E57
+_MORE_MEMORY = {
+    "retained-graph": "",
+    "re-forward": "",
+    "forward-over-reverse": ", or raise memory_limit: the other engines need no forward-mode derivative",
+}
 
 
 class HessianOperator(LinearOperator):
@@ -56,6 +68,7 @@ class HessianOperator(LinearOperator):
         self.objective = objective
         self.requested: Method = method
         self._differences = FiniteDifference()
+        self._verified = not objective.suspects
         self.engine, self.reason = _choose_engine(objective, method, memory_limit)
 
     @property
@@ -68,6 +81,8 @@ class HessianOperator(LinearOperator):
         """How products are made; with finite differences, with the largest relative error met so far."""
         if self.engine != "finite-difference":
             return f"exact, {self.engine}"
+        if self._differences.worst_error is None:
+            return "finite-difference"
         return f"finite-difference, estimated relative error {self._differences.worst_error:.1e}"
 
     @contextmanager
@@ -75,13 +90,17 @@ class HessianOperator(LinearOperator):
         """Open for many products at the present parameters.
 
         With ``method="auto"``, an operation without a second derivative makes the session (and later ones) fall back to
-        finite differences; ``reason`` then names the operation.
+        finite differences; ``reason`` then names the operation. A model with operations that may be silently wrong (an
+        ``autograd.Function`` written in Python, ``weight_norm``) is verified once: an exact product is compared with
+        one by finite differences.
 
         Raises:
-            HVPUnsupportedError: ``method="exact"`` and the model cannot be differentiated twice.
+            HVPUnsupportedError: ``method="exact"`` and the model cannot be differentiated twice, or no gradient at all.
             StaleOperatorError: The parameters changed while the session was open.
         """
         with ExitStack() as stack:
+            if not self._verified:
+                self._verify()
             product = self._open(stack)
 
             def guarded(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -90,6 +109,7 @@ class HessianOperator(LinearOperator):
                     return product(vector)
                 except (RuntimeError, NotImplementedError) as error:
                     self._fall_back(error)
+                stack.close()  # a session within a session would see buffers that the outer one has written to
                 product = self._open(stack)
                 return product(vector)
 
@@ -103,10 +123,39 @@ class HessianOperator(LinearOperator):
             self._fall_back(error)
         return stack.enter_context(self._engine_session())
 
-    def _engine_session(self) -> Any:
+    def _verify(self) -> None:
+        """Compare one exact product with finite differences: a backward that detaches raises no error."""
+        if self.engine == "finite-difference":
+            return
+        vector = self.space.normal(_VERIFY_STREAM)
+        differences = FiniteDifference()
+        try:
+            with self._engine_session() as product:
+                exact = [t.detach().clone() for t in product(vector)]
+        except (RuntimeError, NotImplementedError) as error:
+            self._fall_back(error)
+            return
+        try:
+            with differences.session(self.objective) as product:
+                estimate = list(product(vector))
+        except HVPUnsupportedError:  # a parameter that only the exact engines see: nothing to compare with
+            self._verified = True
+            return
+        gap = norm(torch._foreach_sub(exact, estimate))
+        permitted = VERIFY_FLOOR + VERIFY_FACTOR * (differences.worst_error or 0.0)
+        if gap > permitted * norm(estimate):
+            self._fall_back(
+                HVPUnsupportedError(
+                    f"the second derivative of {' or '.join(self.objective.suspects)} is wrong: a product is "
+                    f"{gap / (norm(estimate) or 1.0):.1%} off finite differences, {permitted:.1%} permitted."
+                )
+            )
+        self._verified = True
+
+    def _engine_session(self) -> AbstractContextManager[Product]:
         if self.engine == "finite-difference":
             return self._differences.session(self.objective)
-        sessions = {
+        sessions: dict[str, Session] = {
             "retained-graph": retained_graph_session,
             "re-forward": reforward_session,
             "forward-over-reverse": forward_over_reverse_session,
@@ -115,12 +164,20 @@ class HessianOperator(LinearOperator):
 
     def _fall_back(self, error: Exception) -> None:
         """Finite differences from now on, if that is allowed and would help; re-raises otherwise."""
-        if self.engine == "finite-difference" or not is_unsupported(error):
+        if not is_unsupported(error) or (self.engine == "finite-difference" and isinstance(error, HVPUnsupportedError)):
             raise error
+        if self.engine == "finite-difference":
+            raise HVPUnsupportedError(
+                f"not even a gradient can be computed: {first_line(error)} Replace the operation."
+            ) from error
         if self.requested == "exact":
-            raise unsupported(error) from error
+            raise HVPUnsupportedError(
+                f"the model cannot be differentiated twice ({self.engine}): {first_line(error)} Pass "
+                "method='finite-difference' (4 gradients a product, with a reported error), or replace the "
+                f"operation{_MORE_MEMORY[self.engine]}."
+            ) from error
         self.engine = "finite-difference"
-        self.reason = f"no second derivative: {str(error).splitlines()[0]}"
+        self.reason = f"no second derivative: {first_line(error)}"
 
     def __repr__(self) -> str:
         return f"HessianOperator(n={self.numel}, {self.method}: {self.reason})"
@@ -198,7 +255,7 @@ def hessian(
         Exact up to rounding (about 1e-7 relative in float32, 1e-15 in float64), except with finite differences, whose
         estimated error is in ``operator.method``.
     Cost:
-        One forward pass here; then per product about two gradients and no synchronisation.
+        One forward pass over the batches here; then per product about two gradients and no synchronisation.
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian", Neural Computation 6(1).
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import nn
 
 from dyntune.curvature.eigenvalues import Eigenvalues, eigenvalues
 from dyntune.curvature.hessian import HessianOperator, Method, hessian
-from dyntune.errors import InvalidArgumentError, NotConvergedError
+from dyntune.curvature.preconditioned import PreconditionedOperator
+from dyntune.curvature.stochastic import batch_sharpness, critical_learning_rate, directional_sharpness
+from dyntune.errors import InvalidArgumentError, NotConvergedError, RefusedError
 from dyntune.numerics.target import Which
 from dyntune.objective.losses import Criterion, LossFunction
-from dyntune.objective.parameters import ParameterSelection
+from dyntune.objective.parameters import ParameterSelection, named_parameters
 from dyntune.records import Estimate, Status
+from dyntune.stability.scales import check_optimizer, diagonal_scale
 
 __all__ = ["Quantity", "Sharpness", "eigenvalue_estimate", "sharpness"]
 
-Quantity: TypeAlias = Literal["lambda_max", "lambda_min"]
+Quantity: TypeAlias = Literal["lambda_max", "lambda_min", "preconditioned", "batch", "directional", "critical_lr"]
 UNIT = "loss / parameter^2"
 
 
@@ -29,26 +34,39 @@ class Sharpness:
     Args:
         lambda_max: Largest eigenvalue of the Hessian; its interval reaches up to what the solver could not exclude.
         lambda_min: Smallest eigenvalue of the Hessian.
+        preconditioned: Largest eigenvalue of ``P^-1/2 H P^-1/2`` with the optimizer's P; times the learning rate it is
+            what ``dyntune.stability.threshold`` bounds.
+        batch: Batch sharpness, mean of ``d.H_B d / d.g_B`` along each batch's own step; belongs to these batches' size.
+        directional: Curvature ``d.Hd / d.g`` of the whole loss along its own step.
+        critical_lr: Rate at which one step starts to raise the loss, by forward passes only; an optimistic bound.
         record: What was assumed: loss, counts, batches, mode, how products were made.
         num_products: Hessian-vector products spent.
     """
 
-    lambda_max: Estimate | None
-    lambda_min: Estimate | None
+    lambda_max: Estimate | None = None
+    lambda_min: Estimate | None = None
+    preconditioned: Estimate | None = None
+    batch: Estimate | None = None
+    directional: Estimate | None = None
+    critical_lr: Estimate | None = None
     record: dict[str, Any]
     num_products: int
 
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Those that were asked for, by name."""
+        found = {name: getattr(self, name) for name in get_args(Quantity)}
+        return {name: item for name, item in found.items() if item is not None}
+
     def __str__(self) -> str:
-        shown = [f"{n} = {e}" for n, e in (("lambda_max", self.lambda_max), ("lambda_min", self.lambda_min)) if e]
-        return "\n".join(
-            [*shown, f"on {self.record['num_rows']} rows, {self.record['loss']}, {self.record['mode']} mode"]
-        )
+        lines = [f"{name} = {item}" for name, item in self.estimates.items()]
+        r = self.record
+        return "\n".join([*lines, f"on {r['num_rows']} rows, {r['loss']}, {r['mode']} mode"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
-            "lambda_max": self.lambda_max.to_dict() if self.lambda_max else None,
-            "lambda_min": self.lambda_min.to_dict() if self.lambda_min else None,
+            **{name: None if (e := getattr(self, name)) is None else e.to_dict() for name in get_args(Quantity)},
             "record": self.record,
             "num_products": self.num_products,
         }
@@ -60,6 +78,7 @@ def sharpness(
     loss_fn: LossFunction | None = None,
     *,
     criterion: Criterion | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     quantities: Sequence[Quantity] = ("lambda_max",),
     params: ParameterSelection = None,
     num_batches: int | Literal["all"] = 16,
@@ -70,58 +89,100 @@ def sharpness(
     strict: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> Sharpness:
-    """Largest and smallest Hessian eigenvalue, each as an :class:`Estimate`.
+    """Curvature numbers at the present parameters, each as an :class:`Estimate` that says what its interval covers.
 
-    The intervals cover the solver's error on the given batches, not the choice of the batches.
+    Eigenvalues carry the solver's error on the given batches (``covers="numerical"``); lambda_max of a subsample is
+    biased upward as an estimate of the population's, and its interval does not speak of that. The others carry the
+    choice of the batches (``covers="sampling"``) and need several to have an interval.
 
     Args:
-        model: As for :func:`dyntune.hessian`, like `batches`, `loss_fn`, `criterion`, `params`, `num_batches`, `method`.
-        batches: See there.
+        model: As for :func:`dyntune.hessian`, like the next three and `params`, `num_batches` and `method`.
+        batches: See there. For ``"batch"`` they must have the size that training uses.
         loss_fn: See there.
         criterion: See there.
-        quantities: Any of ``"lambda_max"``, ``"lambda_min"``; both come from one Krylov space.
-        params: See there.
+        optimizer: The model's optimizer; ``"preconditioned"`` and ``"critical_lr"`` need it, ``"batch"`` and
+            ``"directional"`` measure along its (momentum-free) step instead of the gradient when it is given. Adaptive
+            ones must have stepped.
+        quantities: Any of ``"lambda_max"``, ``"lambda_min"`` (together from one Krylov space), ``"preconditioned"``,
+            ``"batch"``, ``"directional"``, ``"critical_lr"``; see :class:`Sharpness`.
+        params: See :func:`dyntune.hessian`.
         num_batches: See there.
         method: See there.
-        rtol: Accuracy relative to each value.
-        max_products: Budget of products; see :func:`dyntune.eigenvalues`.
+        rtol: Accuracy of the eigenvalues relative to each.
+        max_products: Budget of products per solve; see :func:`dyntune.eigenvalues`.
         seed: Seed.
         strict: Raise when an estimate is not established.
         progress: Called with (products so far, leading value).
 
     Returns:
-        The estimates asked for, unit loss / parameter^2.
+        The estimates asked for. Unit: loss / parameter^2; with a preconditioner 1 / learning rate.
 
     Raises:
-        InvalidArgumentError: An unknown quantity.
-        NotConvergedError: ``strict=True`` and the budget ran out; the error carries the result as ``partial``.
+        InvalidArgumentError: An unknown quantity, or one that needs an optimizer without one.
+        OptimizerMismatchError: The optimizer holds other parameters than the model.
+        NotConvergedError, RefusedError: ``strict=True``; the error carries the result as ``partial``.
         DyntuneError: As :func:`dyntune.hessian`.
 
+    Cost:
+        Eigenvalues: see :func:`dyntune.eigenvalues`. ``"batch"`` and ``"directional"``: about three gradients per
+        batch. ``"critical_lr"``: one gradient and about ten forward passes per batch.
+
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> batch = (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))
         >>> s = sharpness(model, batch, criterion=torch.nn.MSELoss())
         >>> 4.0 in s.lambda_max
         True
     """
-    wanted = tuple(quantities)
-    unknown = [q for q in wanted if q not in get_args(Quantity)]
-    if unknown or not wanted:
-        raise InvalidArgumentError(f"quantities={wanted!r}: choose from {', '.join(get_args(Quantity))}.")
+    wanted = _wanted(quantities, optimizer)
     operator = hessian(
         model, batches, loss_fn, criterion=criterion, params=params, num_batches=num_batches, method=method, seed=seed
     )
-    which: Which = "both" if len(set(wanted)) == 2 else ("largest" if wanted[0] == "lambda_max" else "smallest")
-    found = eigenvalues(operator, which=which, rtol=rtol, max_products=max_products, seed=seed, progress=progress)
-    result = Sharpness(
-        lambda_max=eigenvalue_estimate(found, 0) if "lambda_max" in wanted else None,
-        lambda_min=eigenvalue_estimate(found, -1) if "lambda_min" in wanted else None,
-        record=_record(operator),
-        num_products=found.num_products,
-    )
-    if strict and not found.converged:
-        raise NotConvergedError(f"sharpness: {Status.NOT_CONVERGED.value}", partial=result)
+    objective = operator.objective
+    scale = None
+    if optimizer is not None:
+        check_optimizer(optimizer, named_parameters(objective.model))
+        scale = diagonal_scale(optimizer, objective.tensors)
+    solve = partial(eigenvalues, rtol=rtol, max_products=max_products, seed=seed, progress=progress)
+    found: dict[str, Estimate] = {}
+    ends = wanted & {"lambda_max", "lambda_min"}
+    if ends:
+        which: Which = "both" if len(ends) == 2 else ("largest" if "lambda_max" in ends else "smallest")
+        pairs = solve(operator, which=which)
+        found |= {name: eigenvalue_estimate(pairs, 0 if name == "lambda_max" else -1, unit=UNIT) for name in ends}
+    if "preconditioned" in wanted:
+        unit = UNIT if scale is None else "1 / learning rate"
+        found["preconditioned"] = eigenvalue_estimate(solve(PreconditionedOperator(operator, scale)), 0, unit=unit)
+    if "batch" in wanted:
+        found["batch"] = batch_sharpness(objective, scale)
+    if "directional" in wanted:
+        found["directional"] = directional_sharpness(objective, scale)
+    if "critical_lr" in wanted:
+        found["critical_lr"] = critical_learning_rate(objective, scale)
+    # lambda_max and lambda_min of one solve share its products.
+    spent = sum({id(e) if n not in ends else 0: e.num_products for n, e in found.items()}.values())
+    result = Sharpness(**found, record=_record(operator), num_products=spent)
+    return _required(result) if strict else result
+
+
+def _wanted(quantities: Sequence[Quantity], optimizer: torch.optim.Optimizer | None) -> set[str]:
+    wanted: set[str] = {quantities} if isinstance(quantities, str) else set(quantities)
+    if not wanted or not wanted <= set(get_args(Quantity)):
+        raise InvalidArgumentError(f"quantities={quantities!r}: choose from {', '.join(get_args(Quantity))}.")
+    lacking = sorted(wanted & {"preconditioned", "critical_lr"})
+    if lacking and optimizer is None:
+        raise InvalidArgumentError(
+            f"{' and '.join(lacking)} depend on how the optimizer scales its steps: pass optimizer=..., one that has "
+            "stepped."
+        )
+    return wanted
+
+
+def _required(result: Sharpness) -> Sharpness:
+    for name, item in result.estimates.items():
+        if item.status is not Status.OK:
+            error = RefusedError if item.value is None else NotConvergedError
+            raise error(f"{name}: {item.status.name}: {item.reason or item.status.value}", partial=result)
     return result
 
 
@@ -129,7 +190,7 @@ def _record(operator: HessianOperator) -> dict[str, Any]:
     return operator.objective.describe() | {"products": operator.method, "reason": operator.reason}
 
 
-def eigenvalue_estimate(found: Eigenvalues, index: int) -> Estimate:
+def eigenvalue_estimate(found: Eigenvalues, index: int, *, unit: str = UNIT) -> Estimate:
     """One of the eigenvalues as an :class:`Estimate`."""
     converged = bool(found.converged_each[index])
     return Estimate(
@@ -137,7 +198,7 @@ def eigenvalue_estimate(found: Eigenvalues, index: int) -> Estimate:
         low=float(found.low[index]),
         high=float(found.high[index]),
         level=1 - found.failure_probability,
-        unit=UNIT,
+        unit=unit,
         method=f"Lanczos, {found.method}",
         covers="numerical",
         status=Status.OK if converged else Status.NOT_CONVERGED,

@@ -20,14 +20,19 @@ polynomials rather than the last one, and carry it through thick restarts (:clas
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PolynomialTrack", "RitzState", "log_needed", "probable_bound"]
+__all__ = ["PolynomialTrack", "RitzState", "level_reached", "level_still_needed", "log_needed", "probable_bound"]
 
 Array = NDArray[np.float64]
+
+# Below this probability the quantile of the weight comes from its leading term, F(w) = 2 sqrt(w) / B(1/2, (n-1)/2),
+# whose relative error is about n w < 1e-190 there; the library function nears the smallest float.
+TAIL = 1e-100
 
 
 def log_needed(n: int, failure_probability: float, *, random_share: float = 1.0) -> float:
@@ -35,20 +40,46 @@ def log_needed(n: int, failure_probability: float, *, random_share: float = 1.0)
 
     Args:
         n: Dimension in which the random direction was drawn.
-        failure_probability: :math:`\delta`, in (0, 1).
+        failure_probability: :math:`\delta`, in [0, 1].
         random_share: Length of the random component before normalisation over the sum of the lengths of both
             components (1 for a purely random start, 1/2 for an equal mix). A fixed component only shifts the weight,
             and a centred weight is the most likely to be small, so the mix costs ``-2 log(random_share)``.
     """
-    from scipy.special import betaincinv
+    from scipy.special import betaincinv, betaln
 
     if n == 1:
         return -2 * math.log(random_share)
-    weight = float(betaincinv(0.5, (n - 1) / 2, failure_probability))
-    # betaincinv underflows to 0 only far below any probability worth asking for; the expansion is exact there.
-    if weight == 0.0:
-        weight = math.pi * failure_probability**2 / (2 * n)
-    return -math.log(weight) - 2 * math.log(random_share)
+    if failure_probability == 0.0:
+        return math.inf
+    b = (n - 1) / 2
+    if failure_probability < TAIL:
+        log_weight = 2 * (math.log(failure_probability) + float(betaln(0.5, b)) - math.log(2))
+    else:
+        log_weight = math.log(float(betaincinv(0.5, b, failure_probability)))
+    return -log_weight - 2 * math.log(random_share)
+
+
+def level_reached(n: int, log_christoffel: float, *, random_share: float = 1.0) -> float:
+    """The failure probability that log C = `log_christoffel` stands for: the inverse of :func:`log_needed`."""
+    from scipy.special import betainc
+
+    weight = math.exp(min(0.0, -log_christoffel - 2 * math.log(random_share)))
+    if n == 1:
+        return 1.0 if weight == 1.0 else 0.0
+    return float(betainc(0.5, (n - 1) / 2, weight))
+
+
+def level_still_needed(failure_probability: float, earlier: Sequence[float]) -> float:
+    """The level that one more independent run must reach, after runs that reached the levels `earlier`.
+
+    Starts from independent random vectors miss an eigenvector together only if each is nearly orthogonal to it. The
+    product of r uniform variables falls below x with probability ``Q(r, -log x)``, Q the regularised upper gamma
+    function (Fisher's method of combining tests).
+    """
+    from scipy.special import gammainccinv
+
+    reached = sum(math.log(level) if level > 0 else -math.inf for level in earlier)
+    return math.exp(min(0.0, -float(gammainccinv(len(earlier) + 1, failure_probability)) - reached))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ One *run* is a Krylov space grown from one random vector in the complement of th
 eigenvalue per end needs one run, which stops when the certificate of :mod:`dyntune.numerics.certificate` excludes any
 eigenvalue beyond the tolerance. More eigenvalues per end need more: a run sees one direction of every eigenspace, so
 the pairs that have settled are locked, and a fresh run in their complement either certifies that nothing was missed or
-brings up what was (a second copy of a multiple eigenvalue, say).
+brings up what was (a second copy of a multiple eigenvalue, say). The same happens when a Krylov space comes to its end
+before the certificate has said enough, as it does for a multiple of the identity.
 
 Thick restart: Wu and Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J.
 Matrix Anal. Appl. 22(2).
@@ -14,14 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyntune.numerics.certificate import RitzState, log_needed, probable_bound
-from dyntune.numerics.krylov import FLOOR_EPS, KrylovRun
+from dyntune.numerics.arithmetic import plain_arithmetic
+from dyntune.numerics.certificate import RitzState, level_reached, level_still_needed, log_needed, probable_bound
+from dyntune.numerics.krylov import FLOOR_EPS, KrylovRun, UnitScale
 from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.target import Target
 from dyntune.numerics.vectors import Basis, Vector, norm
@@ -29,9 +31,12 @@ from dyntune.numerics.vectors import Basis, Vector, norm
 __all__ = ["LanczosResult", "lanczos"]
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int_]
 
 # Share of the tolerance that the residuals of locked pairs may use; the rest is for what the certificate excludes.
 LOCK_SHARE = 0.25
+# Share of the failure probability that is set aside for runs after the first when one run is the rule.
+RERUN_SHARE = 0.01
 # From this size on the projected eigenproblem is solved every size/16 steps only: it costs O(size^3) on the host.
 CHECK_EVERY_STEP_UP_TO = 32
 
@@ -66,7 +71,8 @@ class _Locked:
     """Pairs that have settled; their vectors are the first rows of the basis."""
 
     values: Array = field(default_factory=lambda: np.zeros(0))
-    residuals: Array = field(default_factory=lambda: np.zeros(0))
+    residuals: Array = field(default_factory=lambda: np.zeros(0))  # towards everything that was not locked before
+    leaks: Array = field(default_factory=lambda: np.zeros(0))  # the part of the residual towards what was
 
     def __len__(self) -> int:
         return len(self.values)
@@ -75,6 +81,11 @@ class _Locked:
     def coupling(self) -> float:
         """Bound on the spectral norm of what links the locked space to its complement."""
         return float(np.linalg.norm(self.residuals))
+
+    @property
+    def full_residuals(self) -> Array:
+        """The whole residuals."""
+        return np.hypot(self.residuals, self.leaks)
 
 
 def lanczos(
@@ -101,14 +112,23 @@ def lanczos(
         basis_size: Rows of the basis; memory is ``basis_size + 1`` vectors.
         start: Direction to begin with; an equal share of a random direction is mixed in.
         seed: Stream of the random directions.
-        progress: Called with (products so far, leading value) after every product.
+        progress: Called with (products so far, leading value) whenever the projected problem is solved.
 
     Returns:
         The pairs, their brackets, and what is certified.
     """
-    solver = _Solver(operator, target, rtol, failure_probability, basis_size, seed)
-    with operator.session() as product:
-        return solver.solve(product, max_products, start, progress)
+    with plain_arithmetic(operator.device):
+        solver = _Solver(operator, target, rtol, failure_probability, basis_size, seed)
+        with operator.session() as product:
+            unit = UnitScale(product)
+            shown = None if progress is None else lambda spent, value: progress(spent, value / unit.factor)
+            return _in_units_of(solver.solve(unit, max_products, start, shown), unit.factor)
+
+
+def _in_units_of(result: LanczosResult, factor: float) -> LanczosResult:
+    """The result for the operator itself, from that for the operator times `factor`."""
+    scaled = {name: getattr(result, name) / factor for name in ("values", "low", "high", "residuals")}
+    return replace(result, **scaled)
 
 
 class _Solver:
@@ -127,7 +147,9 @@ class _Solver:
         self.locked = _Locked()
         self.run = KrylovRun(self.basis, 0, scale=0.0)
         self.runs = 0
-        self.needed = 0.0
+        self.share = 1.0
+        self.needed = {True: 0.0, False: 0.0}
+        self.reached: dict[bool, list[float]] = {True: [], False: []}
         self.scale = 0.0
         self.asymmetry = 0.0
         self.products = 0
@@ -148,10 +170,20 @@ class _Solver:
         self.basis.orthogonalise(row, row)
         self.basis.scale(row, self.basis.norm(row).reciprocal())
         self.run = KrylovRun(self.basis, row, scale=self.scale)
-        # A union bound: the later runs, which only problems with several eigenvalues per end reach, share a second
-        # half of the permitted probability, halving it each time.
-        failure = self.failure if self.target.simple else self.failure / 2**self.runs
-        self.needed = log_needed(self.space.numel - row, failure / self.target.ends, random_share=share)
+        # A union bound over runs. With several eigenvalues per end each run takes half of what is left; with one, later
+        # runs are rare (see the module's docstring) and share a hundredth, so that the first loses nothing.
+        repeats = self.runs - 1
+        if self.target.simple:
+            failure = self.failure * (1 - RERUN_SHARE if repeats == 0 else RERUN_SHARE * 0.5**repeats)
+        else:
+            failure = self.failure * 0.5**self.runs
+        self.share = share
+        self.needed = {
+            upper: log_needed(
+                self.space.numel - row, level_still_needed(failure / self.target.ends, levels), random_share=share
+            )
+            for upper, levels in self.reached.items()
+        }
 
     # -- judging the present state -------------------------------------------------------------------------------
 
@@ -161,11 +193,10 @@ class _Solver:
     def _excluded(self, ritz: RitzState, bounds: tuple[float | None, float | None]) -> bool:
         """Whether the certificate rules out eigenvalues of the complement beyond the bounds (lower, upper)."""
         lower, upper = bounds
-        if upper is not None and not (
-            ritz.values[-1] <= upper and self.run.track.log_christoffel(ritz, upper) >= self.needed
-        ):
+        track, needed = self.run.track, self.needed
+        if upper is not None and not (ritz.values[-1] <= upper and track.log_christoffel(ritz, upper) >= needed[True]):
             return False
-        return lower is None or (ritz.values[0] >= lower and self.run.track.log_christoffel(ritz, lower) >= self.needed)
+        return lower is None or (ritz.values[0] >= lower and track.log_christoffel(ritz, lower) >= needed[False])
 
     def _bounds(self, values: Array) -> tuple[float | None, float | None]:
         """Where the complement must have no eigenvalue for `values` to be right."""
@@ -179,14 +210,15 @@ class _Solver:
             return False
         return self._excluded(ritz, self._bounds(self.locked.values))
 
-    def _to_lock(self, ritz: RitzState) -> Array:
+    def _to_lock(self, ritz: RitzState) -> Indices:
         """Indices of settled Ritz pairs that belong to the answer and are not in it yet; empty to go on."""
         none = np.zeros(0, dtype=int)
-        if self.target.simple:
-            return none
         known = len(self.locked)
-        chosen = self.target.choose(np.concatenate([self.locked.values, ritz.values]))
-        new = chosen[chosen >= known] - known
+        if self.target.simple and not known and self.run.beta > 0:
+            return none  # one run is enough: no pair has to settle
+        together = np.concatenate([self.locked.values, ritz.values])
+        chosen = self.target.choose(together)
+        new = np.unique(chosen[chosen >= known]) - known
         if known >= self.target.count:
             lower, upper = self._bounds(self.locked.values)
             values = ritz.values[new]
@@ -199,8 +231,9 @@ class _Solver:
         enough = known + len(ritz.values) >= self.target.count or self.run.beta == 0.0
         if not len(new) or not enough:
             return none
-        settled = np.linalg.norm(ritz.residuals[new]) <= LOCK_SHARE * self.tolerance(ritz.values[new]).min()
-        return new if settled else none
+        # Residuals loosen every bound, so the finest tolerance counts; shares like 1 / sqrt(run) add up slowly.
+        permitted = LOCK_SHARE / math.sqrt(self.runs) * self.tolerance(together[chosen]).min()
+        return new if np.linalg.norm(ritz.residuals[new]) <= permitted else none
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -229,63 +262,82 @@ class _Solver:
                 progress(self.products, self._leading(ritz))
             if self._certified(ritz):
                 return self._result(ritz, certified=True)
-            if len(new := self._to_lock(ritz)):
+            new = self._to_lock(ritz)
+            if len(self.locked) + len(new) == self.space.numel:
                 self._lock(ritz, new)
-                if len(self.locked) == self.space.numel:
-                    return self._result(None, certified=True)
-                if out_of_budget:
-                    return self._result(None, certified=False)
-                self._begin(None)
-            elif out_of_budget or invariant:
-                # An invariant space that neither certifies nor offers a pair cannot occur in exact arithmetic.
+                return self._result(None, certified=True)
+            if out_of_budget:
                 return self._result(ritz, certified=False)
+            if len(new):
+                self._lock(ritz, new)
+            if invariant:
+                self._remember(ritz)
+            if len(new) or invariant:
+                self._begin(None)
             elif run.full:
                 run.restart(ritz, self._keep(ritz))
+
+    def _remember(self, ritz: RitzState) -> None:
+        """Note how surely this run, which cannot go on, has excluded an eigenvalue that would change the answer."""
+        if len(self.locked) < self.target.count:
+            return
+        lower, upper = self._bounds(self.locked.values)
+        dimension = self.space.numel - self.run.first
+        for end, bound in ((True, upper), (False, lower)):
+            if bound is not None and (ritz.values[-1] <= bound if end else ritz.values[0] >= bound):
+                found = self.run.track.log_christoffel(ritz, bound)
+                self.reached[end].append(level_reached(dimension, found, random_share=self.share))
 
     def _leading(self, ritz: RitzState) -> float:
         values = np.concatenate([self.locked.values, ritz.values])
         return float(values[self.target.choose(values)[0]])
 
-    def _keep(self, ritz: RitzState) -> Array:
-        """Indices to keep at a restart: half the run's rows, from the ends that the target looks at."""
-        room = max(1, (self.basis.rows - 1 - self.run.first) // 2)
-        room = min(room, self.run.size - 1)
-        order = np.arange(len(ritz.values))
+    def _keep(self, ritz: RitzState) -> Indices:
+        """Indices to keep at a restart: half the run's rows or all wanted pairs, from the ends that the target looks at."""
+        size = self.run.size
+        wanted = self.target.count - len(self.locked)
+        room = max(1, size // 2, min(wanted + 2, size - 3))
+        if self.target.magnitude:  # the wanted ones may all lie at one end
+            return np.sort(np.argsort(-np.abs(ritz.values), kind="stable")[:room])
+        order = np.arange(size)
         upper, lower = self.target.looks_at
         if upper and lower:
             return np.concatenate([order[: room // 2], order[len(order) - (room - room // 2) :]])
         return order[len(order) - room :] if upper else order[:room]
 
-    def _lock(self, ritz: RitzState, new: Array) -> None:
+    def _lock(self, ritz: RitzState, new: Indices) -> None:
         """Move settled Ritz vectors to the front of the basis; drop locked pairs that the answer no longer needs."""
         known = len(self.locked)
         self.basis.rotate(known, self.run.size, torch.from_numpy(np.ascontiguousarray(ritz.vectors[:, new])))
         values = np.concatenate([self.locked.values, ritz.values[new]])
         residuals = np.concatenate([self.locked.residuals, ritz.residuals[new]])
-        keep = np.sort(self.target.choose(values))
+        leaks = np.concatenate([self.locked.leaks, self.run.leaks(ritz, new)])
+        keep = np.unique(self.target.choose(values))
         for target, source in enumerate(keep):
             if source != target:
                 self.basis.move(int(source), target)
-        self.locked = _Locked(values[keep], residuals[keep])
+        if len(keep) < len(values):  # what is given up lies in the complement from now on, where residuals count
+            residuals, leaks = np.hypot(residuals, leaks), np.zeros_like(leaks)
+        self.locked = _Locked(values[keep], residuals[keep], leaks[keep])
+        self.reached = {True: [], False: []}
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
     def _result(self, ritz: RitzState | None, *, certified: bool) -> LanczosResult:
         known = len(self.locked)
-        values, residuals = self.locked.values, self.locked.residuals
+        values, residuals = self.locked.values, self.locked.full_residuals
         if ritz is not None:
             values = np.concatenate([values, ritz.values])
-            residuals = np.concatenate([residuals, ritz.residuals])
+            leaks = self.run.leaks(ritz, np.arange(len(ritz.values)))
+            residuals = np.concatenate([residuals, np.hypot(ritz.residuals, leaks)])
         if certified and known >= self.target.count:
             chosen = self.target.choose(self.locked.values)
         else:
             chosen = self.target.choose(values)
-        rows = []
         fresh = [int(c) - known for c in chosen if c >= known]
         if fresh and ritz is not None:
             self.basis.rotate(known, self.run.size, torch.from_numpy(np.ascontiguousarray(ritz.vectors[:, fresh])))
-        for c in chosen:
-            rows.append(int(c) if c < known else known + fresh.index(int(c) - known))
+        rows = [int(c) if c < known else known + fresh.index(int(c) - known) for c in chosen]
         low, high = self._brackets(ritz, values[chosen])
         tolerance = self.tolerance(values[chosen])
         within = (high - values[chosen] <= tolerance) & (values[chosen] - low <= tolerance)
@@ -294,7 +346,7 @@ class _Solver:
             low=low,
             high=high,
             residuals=residuals[chosen],
-            converged_each=np.ones(len(chosen), dtype=bool) if certified else within & (not self.target.magnitude),
+            converged_each=(within | certified) & (self.asymmetry * self.scale <= tolerance),
             vectors=self.basis.release(rows),
             num_products=self.products,
             asymmetry=self.asymmetry,
@@ -302,15 +354,26 @@ class _Solver:
 
     def _brackets(self, ritz: RitzState | None, values: Array) -> tuple[Array, Array]:
         """What is known of each value: Ritz values bound from inside, the certificate from outside."""
-        noise = FLOOR_EPS * self.eps * self.scale
-        inner = self.locked.coupling + noise
-        outside = {True: -math.inf, False: math.inf}
-        if ritz is not None:
-            for upper in (True, False):
-                outside[upper] = probable_bound(self.run.track, ritz, needed=self.needed, upper=upper)
-        elif len(self.locked) < self.space.numel:
-            outside = {True: math.inf, False: -math.inf}
+        inner = self.locked.coupling + FLOOR_EPS * self.eps * self.scale
+        top, bottom = self._outside(ritz, upper=True), self._outside(ritz, upper=False)
         is_upper = self.target.is_upper(values)
-        high = np.where(is_upper, np.maximum(values, outside[True]), values) + inner
-        low = np.where(is_upper, values, np.minimum(values, outside[False])) - inner
+        if self.target.magnitude:
+            top = max(top, -bottom)
+            bottom = -top
+        high = np.where(is_upper, np.maximum(values, top), values) + inner
+        low = np.where(is_upper, values, np.minimum(values, bottom)) - inner
         return low, high
+
+    def _outside(self, ritz: RitzState | None, *, upper: bool) -> float:
+        """The point beyond which the complement of the locked pairs has no eigenvalue."""
+        looks_up, looks_down = self.target.looks_at
+        if ritz is None or not (looks_up if upper else looks_down):
+            return -math.inf if upper else math.inf  # nothing is left, or nobody asks
+        found = probable_bound(self.run.track, ritz, needed=self.needed[upper], upper=upper)
+        if not self.reached[upper]:
+            return found
+        # Earlier runs have vouched for what lies beyond these bounds only.
+        lower_bound, upper_bound = self._bounds(self.locked.values)
+        bound = upper_bound if upper else lower_bound
+        assert bound is not None
+        return max(found, bound) if upper else min(found, bound)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 
 from dyntune.errors import InvalidArgumentError, NonFiniteError, ShapeMismatchError, UnsupportedDtypeError
+from dyntune.numerics.arithmetic import plain_arithmetic
 from dyntune.numerics.vectors import Vector, VectorSpace
 
 __all__ = ["CallableOperator", "DenseOperator", "LinearOperator", "OperatorLike", "Product", "as_operator"]
@@ -74,7 +75,7 @@ class LinearOperator(ABC):
             ShapeMismatchError: The vector has other shapes.
         """
         checked = self.space.check(vector)
-        with self.session() as product:
+        with plain_arithmetic(self.device), self.session() as product:
             return [t.detach() for t in product(checked)]
 
     def __matmul__(self, vector: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | Vector:
@@ -89,7 +90,7 @@ class LinearOperator(ABC):
 
     def to_dense(self) -> torch.Tensor:
         """The full matrix (n, n) from n products: for tests and small problems only."""
-        with self.session() as product:
+        with plain_arithmetic(self.device), self.session() as product:
             identity = torch.eye(self.numel, dtype=self.dtype, device=self.device)
             columns = [self.flatten(product(self.space.unflatten(e))) for e in identity]
         return torch.stack(columns, dim=1)
@@ -124,6 +125,11 @@ class CallableOperator(LinearOperator):
     ) -> None:
         if n < 1:
             raise InvalidArgumentError(f"n={n}: an operator needs at least one dimension.")
+        if dtype not in (torch.float32, torch.float64):
+            raise UnsupportedDtypeError(
+                f"vectors of dtype {dtype} (a start vector decides it) carry too few digits for eigenvalues: use "
+                "torch.float32 or torch.float64."
+            )
         super().__init__(VectorSpace([torch.Size([n])], [dtype], [torch.device(device)]), flat=True)
         self._matvec = matvec
 
@@ -132,7 +138,14 @@ class CallableOperator(LinearOperator):
         """Yield the callable, with the shape of its result checked."""
 
         def product(vector: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            version = vector[0]._version
             result = self._matvec(vector[0])
+            if not isinstance(result, torch.Tensor):
+                raise InvalidArgumentError(f"the matvec returned a {type(result).__name__}; it has to return a tensor.")
+            if vector[0]._version != version:
+                raise InvalidArgumentError(
+                    "the matvec wrote to its argument, which is a vector of the solver: return a new tensor."
+                )
             if result.shape != self.space.shapes[0]:
                 raise ShapeMismatchError(
                     f"the matvec returned shape {tuple(result.shape)} for a vector of shape {(self.numel,)}: "

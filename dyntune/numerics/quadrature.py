@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyntune.numerics.krylov import KrylovRun
+from dyntune.numerics.krylov import KrylovRun, UnitScale
 from dyntune.numerics.operator import Product
 from dyntune.numerics.vectors import Basis
 
@@ -37,17 +37,21 @@ def gauss_quadrature(product: Product, basis: Basis, *, num_steps: int, key: tup
     basis.scale(0, basis.norm(0).reciprocal())
     run = KrylovRun(basis, 0, scale=0.0)
     eps = torch.finfo(basis.space.dtype).eps
+    unit = UnitScale(product)
     while run.size < num_steps:
-        run.step(product, eps)
+        run.step(unit, eps)
         if run.beta == 0.0:
             break
     ritz = run.ritz()
     padding = num_steps - run.size
-    return np.pad(ritz.values, (0, padding)), np.pad(np.square(ritz.vectors[0]), (0, padding))
+    # Padding repeats the last node: a node at 0 would stretch the range of a spectrum that does not reach there.
+    nodes: Array = np.pad(ritz.values / unit.factor, (0, padding), mode="edge")
+    return nodes, np.pad(np.square(ritz.vectors[0]), (0, padding))
 
 
 def smoothed_density(nodes: Array, weights: Array, grid: Array, bandwidth: float) -> Array:
     """Quadratures (probes, m) as densities (probes, len(grid)): a Gaussian of width `bandwidth` on every node."""
     scaled = (grid[None, :, None] - nodes[:, None, :]) / bandwidth
     kernel = np.exp(-0.5 * np.square(scaled)) / (bandwidth * np.sqrt(2 * np.pi))
-    return np.einsum("pgm,pm->pg", kernel, weights)
+    density: Array = np.einsum("pgm,pm->pg", kernel, weights)
+    return density

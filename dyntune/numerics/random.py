@@ -10,7 +10,9 @@ __all__ = ["normal_like", "stream_seed"]
 
 def stream_seed(*key: int) -> int:
     """A 63-bit seed for the stream named by `key`; different keys give independent streams (numpy SeedSequence)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    # SeedSequence pads with zeros and splits large integers: without length and fixed width (1,) and (1, 0) were one.
+    words = [word for k in key for word in (k & 0xFFFFFFFF, k >> 32 & 0xFFFFFFFF)]
+    return int(np.random.SeedSequence([len(key), *words]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def normal_like(shape: torch.Size, dtype: torch.dtype, device: torch.device, *, key: tuple[int, ...]) -> torch.Tensor:

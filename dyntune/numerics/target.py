@@ -67,7 +67,8 @@ class Target:
             return ascending[: self.k]
         if self.which == "magnitude":
             return np.argsort(-np.abs(values), kind="stable")[: self.k]
-        if len(values) >= 2 * self.k or len(values) == 1:
+        # A single value stands for both ends where one per end is wanted; listed twice it would be locked twice.
+        if len(values) >= 2 * self.k or (len(values) == 1 and self.k == 1):
             return np.concatenate([ascending[::-1][: self.k], ascending[: self.k]])
         half = (len(values) + 1) // 2
         return np.concatenate([ascending[::-1][:half], ascending[: len(values) - half]])

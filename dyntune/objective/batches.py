@@ -7,16 +7,18 @@ Any other re-iterable (a DataLoader) is drawn from once and frozen. One-shot ite
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from dyntune.errors import BatchError, EmptyBatchError, InvalidArgumentError, OneShotIteratorError
 from dyntune.objective.state import preserved_rng
 
-__all__ = ["freeze_batches", "is_single_batch", "num_rows", "tensors_of", "to_device"]
+__all__ = ["freeze_batches", "is_single_batch", "num_rows", "split_rows", "tensors_of", "to_device"]
 
 
 def is_single_batch(batches: Any) -> bool:
@@ -81,8 +83,32 @@ def _draw(batches: Any, num_batches: int | Literal["all"]) -> Sequence[Any]:
         )
     if isinstance(batches, (str, bytes)):
         raise BatchError("batches is a string; pass tensors.")
-    with preserved_rng():
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise BatchError(
+            f"batches is a Dataset ({type(batches).__name__}), which yields single examples. Write: batches = "
+            "DataLoader(dataset, batch_size=64)"
+        )
+    with preserved_rng(), _undisturbed(batches):
         return tuple(islice(iter(batches), None if num_batches == "all" else num_batches))
+
+
+@contextmanager
+def _undisturbed(loader: Any) -> Iterator[None]:
+    """Put back the generators that a loader owns, and the iterator of one with persistent workers, perhaps in use."""
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    owners = (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    generators = [(g, g.get_state()) for g in found.values() if isinstance(g, torch.Generator)]
+    running = getattr(loader, "_iterator", None) if isinstance(loader, DataLoader) else None
+    try:
+        if running is not None:
+            loader._iterator = None
+        yield
+    finally:
+        if running is not None:
+            loader._iterator = running
+        for generator, state in generators:
+            generator.set_state(state)
 
 
 def tensors_of(batch: Any) -> Iterator[torch.Tensor]:
@@ -103,6 +129,30 @@ def num_rows(batch: Any) -> int:
     return 1 if first is None or first.dim() == 0 else first.shape[0]
 
 
+def split_rows(batch: Any, parts: int) -> tuple[Any, ...]:
+    """Cut a batch into at most `parts` of consecutive rows; tensors without the batch's rows go to every part.
+
+    Args:
+        batch: A batch by the grammar.
+        parts: How many, >= 1.
+    """
+    rows = num_rows(batch)
+    edges = [rows * i // parts for i in range(parts + 1)]
+    return tuple(_rows(batch, rows, slice(a, b)) for a, b in pairwise(edges) if b > a)
+
+
+def _rows(batch: Any, rows: int, part: slice) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch[part] if batch.dim() and batch.shape[0] == rows else batch
+    if isinstance(batch, Mapping):
+        return {key: _rows(value, rows, part) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_rows(item, rows, part) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_rows(item, rows, part) for item in batch)
+    return batch
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on `device`; the user's containers are never written to."""
     if isinstance(batch, torch.Tensor):
@@ -113,13 +163,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
         items = {key: to_device(value, device) for key, value in batch.items()}
         if all(items[key] is batch[key] for key in items):
             return batch
-        try:
+        # A shallow copy keeps the type (BatchEncoding has attributes), where its copy does not share the items.
+        if isinstance(batch, dict) or (isinstance(batch, MutableMapping) and hasattr(batch, "__copy__")):
             twin = copy.copy(batch)
-            for key, value in items.items():
-                twin[key] = value  # type: ignore[index]
-        except TypeError:  # an immutable mapping
-            return items
-        return twin
+            twin.update(items)
+            return twin
+        return items
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(item, device) for item in batch))
     if isinstance(batch, (list, tuple)):

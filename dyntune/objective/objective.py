@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,16 +11,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dyntune.errors import EmptyBatchError, NoGradientError, NonFiniteError
+from dyntune.errors import (
+    DyntuneError,
+    HVPUnsupportedError,
+    NoGradientError,
+    StaleOperatorError,
+)
+from dyntune.numerics.arithmetic import plain_arithmetic
 from dyntune.numerics.random import stream_seed
 from dyntune.numerics.vectors import Vector, VectorSpace
 from dyntune.objective.batches import freeze_batches, num_rows
 from dyntune.objective.context import differentiable_twice, unwrap
-from dyntune.objective.losses import Criterion, Loss, LossFunction, LossRule, resolve_loss
-from dyntune.objective.parameters import ParameterSelection, select_parameters
-from dyntune.objective.state import BorrowedBuffers, preserved_state, seed_all
+from dyntune.objective.losses import Criterion, Loss, LossFunction, LossRule
+from dyntune.objective.parameters import ParameterSelection, named_parameters, select_parameters
+from dyntune.objective.probe import probe
+from dyntune.objective.resolve import resolve_loss
+from dyntune.objective.state import BorrowedBuffers, parameter_slots, preserved_state, seed_all, swapped
 
-__all__ = ["Objective", "Weighted"]
+__all__ = ["Objective", "Weighted", "differentiate"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,24 @@ class Weighted:
 
     value: torch.Tensor
     weight: float | torch.Tensor
+
+
+def differentiate(loss: torch.Tensor, parameters: Sequence[torch.Tensor], *, create_graph: bool = False) -> Vector:
+    """Gradient of one loss: dense tensors, zeros for parameters that it does not depend on."""
+    if not loss.requires_grad:  # one batch of several may not use the selected parameters at all
+        return [torch.zeros_like(p) for p in parameters]
+    try:
+        parts = torch.autograd.grad(
+            loss, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise NoGradientError(
+            "the graph of the loss was freed before the loss was returned: loss_fn calls backward() itself. Return the "
+            "loss without backward(), or call backward(retain_graph=True)."
+        ) from error
+    return [g if g.layout == torch.strided else g.to_dense() for g in parts]
 
 
 class Objective:
@@ -49,7 +76,11 @@ class Objective:
         NoParametersError, UnsupportedDtypeError, NonFiniteError: See :func:`select_parameters`; also a non-finite loss.
         AmbiguousLossError, InvalidArgumentError, BatchError: See :func:`resolve_loss` and :func:`freeze_batches`.
         NoGradientError: The loss does not depend on the parameters.
-        EmptyBatchError: No target counts.
+        EmptyBatchError: A batch in which no target counts.
+        HVPUnsupportedError: Reentrant checkpointing.
+
+    Cost:
+        One forward pass over the batches.
     """
 
     def __init__(
@@ -66,12 +97,15 @@ class Objective:
         self.model = unwrap(model)
         self.parameters: dict[str, nn.Parameter] = select_parameters(self.model, params)
         self.space = VectorSpace.of(list(self.parameters.values()))
-        self.batches = freeze_batches(batches, num_batches=num_batches, device=self.space.device)
+        self._slots = parameter_slots(self.model, self.parameters.values())
+        with plain_arithmetic(self.space.device):
+            self.batches = freeze_batches(batches, num_batches=num_batches, device=self.space.device)
         self.seed = seed
-        self.forward_bytes = 0
+        self.forward_bytes: int
+        self.suspects: tuple[str, ...]
         with self.measuring() as buffers, differentiable_twice(self.model, self.space.device):
             self.rule: LossRule = resolve_loss(self.model, self.batches[0], loss_fn, criterion)
-            self._probe(buffers)
+            self.forward_bytes, self.suspects = probe(self, buffers)
 
     @property
     def tensors(self) -> list[nn.Parameter]:
@@ -88,6 +122,12 @@ class Objective:
         """``train`` or ``eval``: BatchNorm and dropout make the two different functions."""
         return "train" if self.model.training else "eval"
 
+    def on(self, batches: Sequence[Any]) -> Objective:
+        """The same loss on other batches, already on the right device (not checked again)."""
+        other = copy.copy(self)
+        other.batches = tuple(batches)
+        return other
+
     def describe(self) -> dict[str, Any]:
         """What was assumed, for the record."""
         return {
@@ -103,9 +143,45 @@ class Objective:
 
     @contextmanager
     def measuring(self) -> Iterator[BorrowedBuffers]:
-        """The scope within which forward passes may run; everything of the user's is put back at its end."""
-        with preserved_state(self.model) as buffers:
+        """The scope within which forward passes may run; everything of the user's is put back at its end.
+
+        Raises:
+            StaleOperatorError: A selected parameter was replaced, converted or frozen since.
+        """
+        self._check_selection()
+        with plain_arithmetic(self.space.device), preserved_state(self.model) as buffers:
             yield buffers
+
+    @contextmanager
+    def differentiating(self) -> Iterator[BorrowedBuffers]:
+        """:meth:`measuring`, for forward and backward passes of ours: a checkpointed block runs forward in both."""
+        with self.measuring() as buffers, differentiable_twice(self.model, self.space.device):
+            yield buffers
+
+    @contextmanager
+    def swapped(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Other tensors in the place of the model's parameters (by clean name; tied ones together).
+
+        Keep it open during the backward pass, too: checkpointed blocks read the parameters again.
+        """
+        pairs = [
+            (slot, parameters[name])
+            for name, slots in zip(self.parameters, self._slots, strict=True)
+            for slot in slots
+            if name in parameters
+        ]
+        with swapped([slot for slot, _ in pairs], [tensor for _, tensor in pairs]):
+            yield
+
+    def _check_selection(self) -> None:
+        present = named_parameters(self.model)
+        expected = zip(self.parameters.items(), self.space.shapes, self.space.dtypes, self.space.devices, strict=True)
+        for (name, p), *kind in expected:
+            if present.get(name) is not p or [p.shape, p.dtype, p.device] != kind or not p.requires_grad:
+                raise StaleOperatorError(
+                    f"parameter {name!r} was replaced, converted, moved or frozen since this operator was made: it "
+                    "would speak of tensors that the model no longer trains. Make a new one."
+                )
 
     def batch_loss(
         self,
@@ -127,35 +203,29 @@ class Objective:
             buffers.renew()
         # One stream per batch: every pass over a batch sees the same dropout masks.
         seed_all(stream_seed(self.seed, index))
-        batch = self.batches[index]
-        with differentiable_twice(self.model, self.space.device):
-            if parameters is None:
-                loss = self.rule.evaluate(self.model, batch)
-            else:
-                loss = _evaluate_with(self.model, self.rule, batch, parameters)
+        with differentiable_twice(self.model, self.space.device), self.swapped(parameters or {}):
+            loss = self.rule.evaluate(self.model, self.batches[index])
         return Weighted(loss.value, loss.count if self.rule.reduction == "mean" else 1.0)
 
-    def training_loss(
-        self,
-        index: int,
-        buffers: BorrowedBuffers,
-        parameters: Mapping[str, torch.Tensor],
-        *,
-        autocast: torch.dtype | None,
-        seed: int,
-    ) -> Loss:
+    @contextmanager
+    def training_pass(
+        self, index: int, parameters: Mapping[str, torch.Tensor], *, autocast: torch.dtype | None, seed: int
+    ) -> Iterator[Loss]:
         """Loss of one batch as training computes it: fused kernels, mixed precision, fresh dropout masks.
 
-        Buffers are not renewed: in a twin's training BatchNorm statistics move along.
+        The backward pass belongs inside (checkpointed blocks run forward again in it). Buffers are not renewed: in a
+        twin's training BatchNorm statistics move along.
         """
         seed_all(seed)
         device = self.space.device
         with (
             torch.inference_mode(mode=False),
-            torch.set_grad_enabled(torch.is_grad_enabled() or any(p.requires_grad for p in parameters.values())),
-            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+            torch.set_grad_enabled(any(p.requires_grad for p in parameters.values())),
+            self.swapped(parameters),
         ):
-            return _evaluate_with(self.model, self.rule, self.batches[index], parameters)
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                loss = self.rule.evaluate(self.model, self.batches[index])
+            yield loss
 
     @property
     def adds_up(self) -> bool:
@@ -179,24 +249,30 @@ class Objective:
 
     def loss(self) -> float:
         """The objective's value."""
-        with self.measuring() as buffers, torch.no_grad():
-            terms = [self.batch_loss(i, buffers) for i in range(len(self.batches))]
-            if len(terms) == 1:
-                return float(terms[0].value.detach())
-            total = sum(float(t.value.detach()) * float(t.weight) for t in terms)
-            return total / float(self.normaliser([t.weight for t in terms]))
+        with self.differentiating() as buffers:
+            total = norm = 0.0
+            for index in range(len(self.batches)):
+                term = self.batch_loss(index, buffers)
+                weight = float(term.weight) if len(self.batches) > 1 else 1.0
+                total, norm = total + float(term.value.detach()) * weight, norm + weight
+            return total if self.adds_up else total / norm
 
     def gradient(self) -> Vector:
         """The objective's gradient: one tensor per parameter; ``.grad`` is not touched."""
-        with self.measuring() as buffers:
+        with self.differentiating() as buffers:
             return self.accumulate(lambda i: self._batch_gradient(i, buffers))
 
     def hvp(self, vector: Sequence[torch.Tensor]) -> Vector:
         """Hessian-vector product, one batch after the other (no graph is kept)."""
-        from dyntune.objective.hvp import reforward_session
+        from dyntune.objective.hvp import first_line, is_unsupported, reforward_session
 
-        with reforward_session(self) as product:
-            return list(product(self.space.check(vector)))
+        try:
+            with reforward_session(self) as product:
+                return list(product(self.space.check(vector)))
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, DyntuneError) or not is_unsupported(error):
+                raise
+            raise HVPUnsupportedError(f"the model cannot be differentiated twice: {first_line(error)}") from error
 
     def accumulate(self, term: Any) -> Vector:
         """Weighted mean over batches of ``term(index) -> (vector, weight)``."""
@@ -213,57 +289,4 @@ class Objective:
 
     def _batch_gradient(self, index: int, buffers: BorrowedBuffers) -> tuple[Vector, float | torch.Tensor]:
         loss = self.batch_loss(index, buffers)
-        parts = torch.autograd.grad(loss.value, self.tensors, allow_unused=True, materialize_grads=True)
-        return list(parts), loss.weight
-
-    # -- checking ------------------------------------------------------------------------------------------------
-
-    def _probe(self, buffers: BorrowedBuffers) -> None:
-        """One forward pass per problem that users should hear of at once; measures what a graph would take."""
-        seen: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            first = self.batch_loss(0, buffers)
-        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        self.forward_bytes = sum(size for pointer, size in seen.items() if pointer not in own)
-        if not bool(torch.isfinite(first.value)):
-            raise NonFiniteError(
-                f"the loss of batch 0 is {float(first.value.detach())}: its derivatives are undefined. Check the inputs, "
-                "the targets, and whether the run has already diverged."
-            )
-        if not self.adds_up and float(first.weight) <= 0:
-            raise EmptyBatchError(
-                f"batch 0 has no terms that count ({self.rule.unit}): its mean loss is undefined. Leave it out."
-            )
-        if not first.value.requires_grad:
-            raise NoGradientError(
-                "the loss does not depend on the selected parameters through autograd. Is it computed under "
-                "torch.no_grad(), from detached or .item() values, or from other parameters than those selected?"
-            )
-
-
-class _Evaluation(nn.Module):
-    """Lets ``torch.func.functional_call`` swap a model's parameters during a whole loss evaluation."""
-
-    def __init__(self, model: nn.Module, rule: LossRule) -> None:
-        super().__init__()
-        self.subject = model
-        self.rule = rule
-
-    def forward(self, batch: Any) -> Loss:
-        return self.rule.evaluate(self.subject, batch)
-
-
-def _evaluate_with(model: nn.Module, rule: LossRule, batch: Any, parameters: Mapping[str, torch.Tensor]) -> Loss:
-    """Evaluate the loss with other tensors in the place of the model's parameters (tied ones together)."""
-    from dyntune.objective.parameters import clean_name
-
-    full = {clean_name(name): name for name, _ in model.named_parameters()}
-    swapped = {f"subject.{full[name]}": tensor for name, tensor in parameters.items()}
-    result: Loss = torch.func.functional_call(_Evaluation(model, rule), swapped, (batch,))
-    return result
+        return differentiate(loss.value, self.tensors), loss.weight

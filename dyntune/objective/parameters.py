@@ -11,7 +11,7 @@ from torch import nn
 
 from dyntune.errors import InvalidArgumentError, NonFiniteError, NoParametersError, UnsupportedDtypeError
 
-__all__ = ["ParameterSelection", "clean_name", "select_parameters"]
+__all__ = ["ParameterSelection", "clean_name", "named_parameters", "select_parameters"]
 
 ParameterSelection: TypeAlias = "str | Iterable[str] | Callable[[str], bool] | None"
 
@@ -20,6 +20,15 @@ def clean_name(name: str) -> str:
     """A parameter's name without what DDP (``module.``) and ``torch.compile`` (``_orig_mod.``) put in front."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     return ".".join(parts[1:] if parts[0] == "module" and len(parts) > 1 else parts)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, by clean name; where two clean names would be the same, the second keeps its full one."""
+    named: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        clean = clean_name(name)
+        named[name if clean in named else clean] = parameter
+    return named
 
 
 def select_parameters(model: nn.Module, selection: ParameterSelection = None) -> dict[str, nn.Parameter]:
@@ -31,17 +40,19 @@ def select_parameters(model: nn.Module, selection: ParameterSelection = None) ->
 
     Raises:
         NoParametersError: Nothing trainable is left.
+        InvalidArgumentError: `selection` is none of these, or a selected parameter is not one that autograd can use.
         UnsupportedDtypeError: A selected parameter is not float32 or float64.
         NonFiniteError: A selected parameter holds NaN or infinity.
     """
-    trainable = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     if not trainable:
         total = sum(1 for _ in model.parameters())
         raise NoParametersError(
             f"the model has no trainable parameters ({total} parameters, none with requires_grad=True): its loss has "
             "no curvature to measure. Call model.requires_grad_(True) on the part you train."
         )
-    chosen = {n: p for n, p in trainable.items() if _matches(n, selection)}
+    matches = _predicate(selection)
+    chosen = {n: p for n, p in trainable.items() if matches(n) and not _is_empty(n, p)}
     if not chosen:
         raise NoParametersError(
             f"params={selection!r} matches none of the {len(trainable)} trainable parameters. Their names begin with: "
@@ -57,16 +68,36 @@ def select_parameters(model: nn.Module, selection: ParameterSelection = None) ->
     return chosen
 
 
-def _matches(name: str, selection: ParameterSelection) -> bool:
+def _predicate(selection: ParameterSelection) -> Callable[[str], bool]:
     if selection is None:
-        return True
+        return lambda _: True
     if isinstance(selection, str):
-        return fnmatchcase(name, selection)
+        selection = (selection,)
     if callable(selection):
-        return bool(selection(name))
-    if isinstance(selection, Iterable):
-        return any(fnmatchcase(name, pattern) for pattern in selection)
-    raise InvalidArgumentError(f"params={selection!r}: give a glob, a list of globs, or a predicate on names.")
+        return selection
+    patterns = tuple(selection) if isinstance(selection, Iterable) else (selection,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        found = ", ".join(sorted({type(pattern).__name__ for pattern in patterns}))
+        raise InvalidArgumentError(
+            f"params holds {found}; parameters are chosen by name: give a glob such as '*.weight', a list of globs, or "
+            "a predicate on names."
+        )
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_empty(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter has no entries; one that cannot be measured at all is refused."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+        raise InvalidArgumentError(
+            f"parameter {name!r} holds no numbers yet (a lazy module, or device 'meta'): run the model on one batch, "
+            "or load its weights, before measuring."
+        )
+    if parameter.is_inference():
+        raise InvalidArgumentError(
+            f"parameter {name!r} was made under torch.inference_mode(), so autograd cannot use it. Build the model "
+            "outside, or measure copy.deepcopy(model) made outside."
+        )
+    return parameter.numel() == 0
 
 
 def _check_finite(parameters: dict[str, nn.Parameter]) -> None:

@@ -7,14 +7,14 @@ by clones while a measurement runs, random states are saved and restored.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["BorrowedBuffers", "preserved_rng", "preserved_state", "seed_all"]
+__all__ = ["BorrowedBuffers", "parameter_slots", "preserved_rng", "preserved_state", "same_bits", "seed_all", "swapped"]
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def preserved_rng() -> Iterator[None]:
 
 def _cuda_ready() -> bool:
     """CUDA that is not initialised has no state, and asking for it would initialise it."""
-    return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def seed_all(seed: int) -> None:
@@ -63,13 +63,75 @@ class BorrowedBuffers:
         self._clones: dict[int, tuple[torch.Tensor, int]] = {}
 
     def renew(self) -> None:
-        """Put clones with the original values in place; those that nothing wrote to are used again."""
+        """Put clones with the original values in place; masks and counters that nothing wrote to are used again.
+
+        Floating-point buffers are always cloned anew: a codebook may be written to through ``.data``, which leaves no
+        trace in the version counter.
+        """
+        fresh: dict[int, torch.Tensor] = {}
         for module, name, original in self._slots:
             clone, version = self._clones.get(id(original), (None, -1))
-            if clone is None or clone._version != version:
+            if id(original) in fresh:
+                clone = fresh[id(original)]
+            elif clone is None or clone._version != version or original.is_floating_point():
                 clone = original.detach().clone()
                 self._clones[id(original)] = (clone, clone._version)
+            fresh[id(original)] = clone
             module._buffers[name] = clone
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal as memory is: NaN equals itself here, and 0.0 does not equal -0.0."""
+    if a.device != b.device or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(t.detach().contiguous().view(-1).view(torch.uint8) for t in (a, b)))
+
+
+def parameter_slots(model: nn.Module, parameters: Iterable[nn.Parameter]) -> list[list[tuple[nn.Module, str]]]:
+    """For each parameter, every (module, attribute) that holds it: more than one where weights are tied."""
+    slots: dict[int, list[tuple[nn.Module, str]]] = {id(p): [] for p in parameters}
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if id(held) in slots:
+                slots[id(held)].append((module, name))
+    return list(slots.values())
+
+
+@contextmanager
+def swapped(slots: Sequence[tuple[nn.Module, str]], tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let `tensors` stand in for the parameters in `slots`, one each, as ``torch.func.functional_call`` does.
+
+    Unlike there the scope is the caller's: a backward pass that recomputes activations (checkpointing) needs the same
+    tensors as the forward pass had.
+    """
+    before = [module._parameters[name] for module, name in slots]
+    try:
+        for (module, name), tensor in zip(slots, tensors, strict=True):
+            module._parameters[name] = tensor  # type: ignore[assignment]
+        yield
+    finally:
+        for (module, name), parameter in zip(slots, before, strict=True):
+            module._parameters[name] = parameter
+
+
+class _Attributes:
+    """What a module's own ``__dict__``, parameters and buffers held: references, no copies.
+
+    A forward pass may put tensors there that carry a graph of ours: an auxiliary loss, the weight of an old-style
+    ``spectral_norm``, the flat weights of an LSTM whose parameters were swapped.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        owned = vars(module)
+        self._saved = [(held, dict(held)) for held in (owned, module._parameters, module._buffers)]
+
+    def restore(self) -> None:
+        for held, before in self._saved:
+            for name in held.keys() - before.keys():
+                del held[name]
+            for name, item in before.items():
+                if name not in held or held[name] is not item:
+                    held[name] = item
 
 
 @contextmanager
@@ -77,11 +139,9 @@ def preserved_state(model: nn.Module) -> Iterator[BorrowedBuffers]:
     """Set gradients aside, lend clones of the buffers, and put everything back afterwards, also after an exception.
 
     Gradients are replaced by None meanwhile, so that a loss function which calls ``backward()`` itself accumulates
-    into tensors that are thrown away.
+    into tensors that are thrown away. Modes are put back with the other attributes of the modules.
     """
-    modules = list(model.modules())
-    modes = [m.training for m in modules]
-    slots = [dict(m._buffers) for m in modules]
+    attributes = [_Attributes(m) for m in model.modules()]
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     gradients = [p.grad for p in parameters]
@@ -97,7 +157,5 @@ def preserved_state(model: nn.Module) -> Iterator[BorrowedBuffers]:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
                 p.grad = gradient
-            for module, mode, slot in zip(modules, modes, slots, strict=True):
-                module.training = mode
-                module._buffers.clear()
-                module._buffers.update(slot)
+            for saved in attributes:
+                saved.restore()

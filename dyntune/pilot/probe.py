@@ -76,6 +76,11 @@ class PilotOperator(LinearOperator):
         self._twin = twin
         self._index = index
 
+    @property
+    def scaled(self) -> bool:
+        """Whether there is a preconditioner."""
+        return self._twin.preconditioner() is not None
+
     @contextmanager
     def session(self) -> Iterator[Product]:
         """One gradient with its graph, then one backward pass per product."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dyntune.numerics.bracket import first_rise
 from dyntune.numerics.vectors import Vector
 from dyntune.pilot.twin import Twin
 
@@ -16,6 +17,8 @@ __all__ = ["Ramp", "ShortRun", "blew_up", "critical_lr", "ramp", "short_run", "t
 # A loss this many times its starting magnitude above its start counts as a blow-up, the published criterion of
 # "peaks above twice the initial loss" for a positive loss.
 BLOW_UP = 1.0
+# Doublings from a step of one percent of the largest weight: 24 of them reach 2e5 times the weights.
+CRITICAL_DOUBLINGS = 24
 
 
 def blew_up(loss: float, initial: float) -> bool:
@@ -65,32 +68,17 @@ def tail_length(steps: int) -> int:
     return max(1, steps // 2)
 
 
-def critical_lr(twin: Twin, index: int, direction: Vector, *, guess: float, most: int = 24) -> float:
+def critical_lr(twin: Twin, index: int, direction: Vector, *, guess: float) -> float:
     """Smallest step along ``-direction`` (to within a factor 2) that raises the loss: forward passes only.
 
-    Doubling or halving from `guess`; a non-finite loss counts as raised. inf when even the largest step tried lowers
-    the loss, 0 when even the smallest raises it.
+    inf when even the largest step tried lowers the loss, 0 when even the smallest raises it.
 
     Source: Kalra and Barkeshli (2023); critical sharpness 2 / lr in arXiv:2601.16979.
     """
-    here = twin.loss_at(index, None, 0.0)
-
-    def raises(lr: float) -> bool:
-        loss = twin.loss_at(index, direction, lr)
-        return not math.isfinite(loss) or loss > here
-
-    lr = guess
-    if raises(lr):
-        for _ in range(most):
-            lr /= 2
-            if not raises(lr):
-                return 2 * lr
-        return 0.0
-    for _ in range(most):
-        lr *= 2
-        if raises(lr):
-            return lr
-    return math.inf
+    low, high = first_rise(
+        lambda lr: twin.loss_at(index, direction if lr else None, lr), guess=guess, most=CRITICAL_DOUBLINGS
+    )
+    return 0.0 if low == 0.0 else high
 
 
 def ramp(twin: Twin, lrs: Sequence[float], *, progress: Callable[[float], None] | None = None) -> Ramp:

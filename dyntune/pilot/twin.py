@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from dyntune.numerics.random import stream_seed
-from dyntune.numerics.vectors import Vector, dot
+from dyntune.numerics.vectors import Vector
 from dyntune.objective.context import differentiable_twice
-from dyntune.objective.hvp import second_derivative
+from dyntune.objective.directional import along_gradient
 from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.optimizers import OptimizerLike, twin_optimizer
@@ -165,12 +165,8 @@ class Twin:
         self.meter.charge(GRADIENT_COST + PRODUCT_COST)
         with self.held():
             loss = self.objective.batch_loss(index, self.buffers, renew=False)
-            gradient = differentiate(loss.value, self.tensors, create_graph=True)
-            flat = [g.detach() for g in gradient]
-            direction = flat if scale is None else [g / s for g, s in zip(flat, scale, strict=True)]
-            product = second_derivative(gradient, self.tensors, direction, keep=False)
-        along = dot(direction, flat)
-        return dot(direction, product) / along if along > 0 else math.nan
+            curved, slope = along_gradient(loss.value, self.tensors, scale)
+        return curved / slope if slope > 0 else math.nan
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -217,7 +217,8 @@ def _lambda_max(twin: Twin, *, seed: int) -> Estimate | None:
         return None
     operator = PilotOperator(twin, twin.steps % len(twin.objective.batches))
     found = eigenvalues(operator, max_products=products, seed=seed)
-    return eigenvalue_estimate(found, 0)
+    unit = "1 / learning rate" if operator.scaled else "loss / parameter^2"
+    return eigenvalue_estimate(found, 0, unit=unit)
 
 
 def _checks(pilot: Pilot, twin: Twin, num_steps: int | None, schedule: str | None) -> tuple[str, ...]:

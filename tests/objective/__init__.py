@@ -1,0 +1,1 @@
+"""Objectives: batches, losses, parameters, state, and Hessian-vector products."""
