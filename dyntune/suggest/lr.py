@@ -32,9 +32,9 @@ from dyntune.suggest.lr_rule import LREvidence, lr_rule
 __all__ = ["suggest_lr"]
 
 # Shares of max_gradients: the ramp takes 0.18, the short runs 0.36 (fewer when some blow up), going on 0.12, batch
-# curvature 0.2, and lambda_max what is left.
+# curvature 0.15, and lambda_max what is left, 0.1 or more: eight products, which see a lone eigenvalue.
 FOLLOW_SHARE = 0.12
-BATCH_SHARE = 0.2
+BATCH_SHARE = 0.15
 
 
 def suggest_lr(
@@ -204,7 +204,7 @@ def _gain(pilot: Pilot) -> tuple[float, float]:
 
 
 def _batch_count(twin: Twin) -> int:
-    """How many batches the curvature is averaged over: a fifth of the budget, each batch once."""
+    """How many batches the curvature is averaged over: 0.15 of the budget, each batch once."""
     meter = twin.meter
     affordable = min(BATCH_SHARE * meter.limit, meter.left) / (GRADIENT_COST + PRODUCT_COST)
     return min(int(affordable), len(twin.objective.batches))

@@ -109,6 +109,12 @@ def test_max_stable_lies_between_the_value_and_the_blow_up() -> None:
     assert rec.value <= rec.max_stable.low <= float(rec.max_stable) <= rec.max_stable.high == 5.0
 
 
+def test_the_lower_threshold_counts() -> None:
+    found = Estimate(value=50.0, low=50.0, high=51.0, level=0.999, unit="1", method="test", covers="numerical")
+    rec = lr_rule(evidence(lambda_max=found), optimizer=SGD)  # stochastic 0.1, deterministic 0.04
+    assert rec.value == pytest.approx(math.sqrt(0.1 * 0.02), rel=1e-12)
+
+
 def test_deterministic_threshold_uses_the_whole_interval_of_lambda_max() -> None:
     found = Estimate(value=100.0, low=99.0, high=110.0, level=0.999, unit="1", method="test", covers="numerical")
     rec = lr_rule(evidence(lambda_max=found), optimizer=ADAM)
