@@ -293,7 +293,7 @@ class _Solver:
         return float(values[self.target.choose(values)[0]])
 
     def _keep(self, ritz: RitzState) -> Indices:
-        """Indices to keep at a restart: half the run's rows or all wanted pairs, from the ends that the target looks at."""
+        """Indices to keep at a restart: half the rows or all wanted pairs, from the ends that the target looks at."""
         size = self.run.size
         wanted = self.target.count - len(self.locked)
         room = max(1, size // 2, min(wanted + 2, size - 3))

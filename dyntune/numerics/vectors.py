@@ -39,13 +39,14 @@ def _block_numel(device: torch.device) -> int:
 
 
 def dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
-    """Inner product of two vectors, accumulated in float64 (one device synchronisation)."""
-    total = torch.zeros((), dtype=torch.float64)
+    """Inner product of two vectors, accumulated in float64 (one synchronisation per device)."""
+    totals: dict[torch.device, torch.Tensor] = {}
     for x, y in zip(a, b, strict=True):
+        total = totals.setdefault(x.device, torch.zeros((), dtype=torch.float64, device=x.device))
         step = _block_numel(x.device)
-        for i, j in zip(x.reshape(-1).split(step), y.reshape(-1).split(step), strict=True):
-            total = total + torch.dot(i, j).to(device="cpu", dtype=torch.float64)
-    return float(total)
+        for i, j in zip(torch.split(x.reshape(-1), step), torch.split(y.reshape(-1), step), strict=True):
+            total += torch.dot(i, j).to(total)
+    return sum(float(total) for total in totals.values())
 
 
 def norm(a: Sequence[torch.Tensor]) -> float:
@@ -152,7 +153,7 @@ class VectorSpace:
                 f"a flat vector has {flat.numel()} elements, the operator needs {self.numel}: "
                 "give one element per selected parameter entry."
             )
-        parts = flat.reshape(-1).split(self.numels)
+        parts = torch.split(flat.reshape(-1), list(self.numels))
         return self.check([p.view(s) for p, s in zip(parts, self.shapes, strict=True)])
 
 

@@ -77,6 +77,7 @@ class LossRule:
 
 
 def check_callable(function: Any, name: str, arguments: str) -> None:
+    """Raise InvalidArgumentError unless `function` is None or a callable that is not a class."""
     if function is None or (callable(function) and not isinstance(function, type)):
         return
     if isinstance(function, type):
@@ -90,6 +91,7 @@ def check_callable(function: Any, name: str, arguments: str) -> None:
 
 
 def user_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Loss:
+    """What a loss function returned, with rows as its count where it names none."""
     result = loss_fn(model, batch)
     if isinstance(result, Loss):
         return Loss(scalar(result.value, "loss_fn's Loss.value"), result.count)
@@ -97,6 +99,7 @@ def user_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Loss:
 
 
 def scalar(value: Any, source: str) -> torch.Tensor:
+    """A loss as a tensor without dimensions; InvalidArgumentError where it is none."""
     if not isinstance(value, torch.Tensor):
         raise InvalidArgumentError(
             f"{source} returned a {type(value).__name__}; it must return a scalar tensor (not .item()), or "
@@ -138,6 +141,7 @@ def _setting(criterion: Any, name: str, default: Any) -> Any:
 
 
 def criterion_rule(criterion: Criterion) -> LossRule:
+    """A criterion applied to the model's output, with the count that its mean is over."""
     reduction = _setting(criterion, "reduction", "mean")
     if reduction == "none":
         raise InvalidArgumentError(
@@ -235,6 +239,7 @@ def _split(batch: Any) -> tuple[Any, Any]:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
+    """Call the model: a mapping by keywords, a list or tuple by position, anything else as it is."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (list, tuple)):

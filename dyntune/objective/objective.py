@@ -24,7 +24,7 @@ from dyntune.objective.batches import freeze_batches, num_rows
 from dyntune.objective.context import differentiable_twice, unwrap
 from dyntune.objective.losses import Criterion, Loss, LossFunction, LossRule
 from dyntune.objective.parameters import ParameterSelection, named_parameters, select_parameters
-from dyntune.objective.probe import probe
+from dyntune.objective.probe import probe, stand_ins
 from dyntune.objective.resolve import resolve_loss
 from dyntune.objective.state import BorrowedBuffers, parameter_slots, preserved_state, seed_all, swapped
 
@@ -70,6 +70,7 @@ class Objective:
         criterion: ``(outputs, targets) -> mean``.
         params: Globs or predicate on parameter names; default all trainable ones.
         num_batches: How many batches to draw from a loader.
+        num_checked: How many batches to evaluate once, here, for what users should hear of at once; default all.
         seed: Seed of dropout and other randomness in the forward pass.
 
     Raises:
@@ -77,10 +78,11 @@ class Objective:
         AmbiguousLossError, InvalidArgumentError, BatchError: See :func:`resolve_loss` and :func:`freeze_batches`.
         NoGradientError: The loss does not depend on the parameters.
         EmptyBatchError: A batch in which no target counts.
+        InvalidArgumentError: The forward pass writes to a parameter.
         HVPUnsupportedError: Reentrant checkpointing.
 
     Cost:
-        One forward pass over the batches.
+        One forward pass over the batches that are checked.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Objective:
         criterion: Criterion | None = None,
         params: ParameterSelection = None,
         num_batches: int | Literal["all"] = 16,
+        num_checked: int | None = None,
         seed: int = 0,
     ) -> None:
         self.model = unwrap(model)
@@ -103,9 +106,9 @@ class Objective:
         self.seed = seed
         self.forward_bytes: int
         self.suspects: tuple[str, ...]
-        with self.measuring() as buffers, differentiable_twice(self.model, self.space.device):
+        with self.differentiating() as buffers, stand_ins(self.model) as copies:
             self.rule: LossRule = resolve_loss(self.model, self.batches[0], loss_fn, criterion)
-            self.forward_bytes, self.suspects = probe(self, buffers)
+            self.forward_bytes, self.suspects = probe(self, buffers, copies, num_checked=num_checked)
 
     @property
     def tensors(self) -> list[nn.Parameter]:

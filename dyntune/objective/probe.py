@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from dyntune.errors import EmptyBatchError, HVPUnsupportedError, InvalidArgumentError, NoGradientError, NonFiniteError
 from dyntune.objective.parameters import named_parameters
@@ -16,13 +18,44 @@ from dyntune.objective.triage import reaches, suspects
 if TYPE_CHECKING:
     from dyntune.objective.objective import Objective, Weighted
 
-__all__ = ["probe"]
+__all__ = ["probe", "stand_ins"]
 
 
-def probe(objective: Objective, buffers: BorrowedBuffers) -> tuple[int, tuple[str, ...]]:
-    """Evaluate every batch once, within ``objective.measuring()``.
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Copies in the place of all parameters, so that a forward pass that writes to them is found out without harm.
 
-    Copies stand in for all parameters, so that a forward pass that writes to them is found out without harm.
+    Raises:
+        InvalidArgumentError: A parameter was written to.
+    """
+    everything = named_parameters(model)
+    copies = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in everything.items()}
+    slots = parameter_slots(model, everything.values())
+    pairs = [(slot, copy) for places, copy in zip(slots, copies.values(), strict=True) for slot in places]
+    with swapped([slot for slot, _ in pairs], [copy for _, copy in pairs]):
+        yield copies
+    for name, p in everything.items():
+        if not same_bits(p, copies[name]):
+            raise InvalidArgumentError(
+                f"the forward pass writes to parameter {name!r} (an embedding with max_norm, perhaps): measuring would "
+                "change the model. Renormalise outside, or measure copy.deepcopy(model)."
+            )
+
+
+def probe(
+    objective: Objective,
+    buffers: BorrowedBuffers,
+    parameters: dict[str, torch.Tensor],
+    *,
+    num_checked: int | None = None,
+) -> tuple[int, tuple[str, ...]]:
+    """Evaluate every batch once, or the first `num_checked`, within ``objective.measuring()``.
+
+    Args:
+        objective: The loss.
+        buffers: Of ``objective.measuring()``.
+        parameters: What stands in the place of the parameters.
+        num_checked: How many batches; None for all.
 
     Returns:
         The bytes that the largest batch's graph saves for the backward pass, parameters apart, and the names of the
@@ -30,35 +63,23 @@ def probe(objective: Objective, buffers: BorrowedBuffers) -> tuple[int, tuple[st
 
     Raises:
         EmptyBatchError, InvalidArgumentError, NonFiniteError: A batch's count or loss is zero, negative or not finite.
-        InvalidArgumentError: The forward pass writes to a parameter.
         NoGradientError: No batch's loss depends on the selected parameters.
         HVPUnsupportedError: Reentrant checkpointing.
     """
-    everything = named_parameters(objective.model)
-    copies = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in everything.items()}
-    slots = parameter_slots(objective.model, everything.values())
-    pairs = [(slot, copy) for places, copy in zip(slots, copies.values(), strict=True) for slot in places]
-    wanted = [*objective.tensors, *(copies[name] for name in objective.parameters)]
+    wanted = [*objective.tensors, *(parameters[name] for name in objective.parameters)]
     largest, connected, found = 0, False, set[str]()
-    with swapped([slot for slot, _ in pairs], [copy for _, copy in pairs]):
-        for index in range(len(objective.batches)):
-            term, size = _measured_term(objective, index, buffers, copies.values())
-            _check_term(objective, index, term)
-            largest = max(largest, size)
-            found.update(suspects(term.value))
-            _refuse_reentrant(found)
-            connected = connected or reaches(term.value, wanted)
+    for index in range(len(objective.batches[:num_checked])):
+        term, size = _measured_term(objective, index, buffers, parameters.values())
+        _check_term(objective, index, term)
+        largest = max(largest, size)
+        found.update(suspects(term.value))
+        _refuse_reentrant(found)
+        connected = connected or reaches(term.value, wanted)
     if not connected:
         raise NoGradientError(
             "the loss does not depend on the selected parameters through autograd. Is it computed under "
             "torch.no_grad(), from detached or .item() values, or from other parameters than those selected?"
         )
-    for name, p in everything.items():
-        if not same_bits(p, copies[name]):
-            raise InvalidArgumentError(
-                f"the forward pass writes to parameter {name!r} (an embedding with max_norm, perhaps): measuring would "
-                "change the model. Renormalise outside, or measure copy.deepcopy(model)."
-            )
     return largest, tuple(sorted(found))
 
 

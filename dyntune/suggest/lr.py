@@ -25,7 +25,7 @@ from dyntune.pilot.probe import (
     measure_batches,
     run_pilot,
 )
-from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
+from dyntune.pilot.twin import FORWARD_COST, GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
 from dyntune.records import Estimate, Recommendation
 from dyntune.suggest.lr_rule import LREvidence, lr_rule
 
@@ -117,11 +117,13 @@ def suggest_lr(
             f"max_gradients={max_gradients} leaves no room for a pilot (accumulate={accumulate}): give at least "
             f"{MIN_GRADIENTS * accumulate}."
         )
-    # No run of the pilot sees a batch twice as long as the loader has fresh ones.
+    # No run of the pilot sees a batch twice as long as the loader has fresh ones. One batch is checked beforehand: the
+    # others come up in training, where a loss that is not finite counts as a blow-up.
     objective = Objective(
-        model, batches, loss_fn, criterion=criterion, num_batches=max(16, max_gradients // 3), seed=seed
+        model, batches, loss_fn, criterion=criterion, num_batches=max(16, max_gradients // 3), num_checked=1, seed=seed
     )
     meter = CostMeter(max_gradients)
+    meter.charge(FORWARD_COST)
     with objective.measuring() as buffers:
         pilot, twin = run_pilot(objective, training, buffers, meter, seed=seed, progress=progress)
         evidence = _evidence(pilot, twin, num_steps=num_steps, schedule=schedule, seed=seed, progress=progress)

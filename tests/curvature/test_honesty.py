@@ -97,6 +97,14 @@ def test_slight_asymmetry_matters_only_beside_the_tolerance():
     assert not eigenvalues(problem, start=start, rtol=1e-6).converged
 
 
+def test_too_few_values_are_not_all_that_was_asked_for():
+    """Each of the two is exact, and known to be."""
+    found = eigenvalues(diagonal(np.zeros(8)), 7, max_products=2)
+    assert found.values.tolist() == [0.0, 0.0]
+    assert found.converged_each.all()
+    assert not found.converged
+
+
 @pytest.mark.parametrize("budget", [1, 2, 5, 20])
 def test_brackets_shrink_around_the_truth_as_the_budget_grows(budget):
     values = np.linspace(-1, 1, 500)

@@ -39,6 +39,7 @@ def test_the_right_start_saves_products(seed):
     assert warm.num_products <= cold.num_products
 
 
+@pytest.mark.slow
 def test_wrong_starts_do_not_break_the_stated_probability():
     """The mixed start is worth half a random one, and the certificate knows: 400 runs at 10%, 99.9% of its binomial."""
     values = np.concatenate([[1.05, 1.02], np.random.default_rng(1).uniform(-1, 1, 300)])

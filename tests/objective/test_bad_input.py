@@ -169,13 +169,14 @@ def test_a_loss_that_writes_to_parameters_is_refused_before_it_does_harm(loss_fn
     assert changes(before, snapshot(model)) == []
 
 
+@pytest.mark.parametrize("options", [{"criterion": CE}, {}], ids=["criterion", "neither"])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_so_is_an_embedding_that_renormalises_itself(frozen):
+def test_so_is_an_embedding_that_renormalises_itself(frozen, options):
     model = made(lambda: nn.Sequential(nn.Embedding(6, 4, max_norm=0.5), nn.Linear(4, 3)))
     model[0].weight.requires_grad_(not frozen)
     before = snapshot(model)
     with pytest.raises(errors.InvalidArgumentError, match=r"'0\.weight' \(an embedding with max_norm, perhaps\)"):
-        dyntune.hessian(model, (torch.arange(6), Y), criterion=CE)
+        dyntune.hessian(model, (torch.arange(6), Y), **options)
     assert changes(before, snapshot(model)) == []
 
 

@@ -1,0 +1,1 @@
+"""Known effects of training dynamics, reproduced with dyntune's own measurements."""
