@@ -190,10 +190,27 @@ def spectra(result: Record) -> str:
     )
 
 
+def scale(result: Record) -> str:
+    """Everything that benchmarks/scale.py measured."""
+    rows = []
+    for name, found in result["sizes"].items():
+        n = found["num_parameters"]
+        cells = [f"{name} ({n:,})", f"{found['gradient_seconds']:.2g} s"]
+        for label in ("hessian", "preconditioned"):
+            item = found[label]
+            value = f"{_digits(item['values'][0])} (to {_digits(item['high'][0])})"
+            cells.append(f"{value}; {item['num_products']}; {item['seconds']:.3g} s")
+        per_parameter = found["preconditioned"]["peak_gib"] * 2**30 / n
+        rows.append([*cells, f"{found['preconditioned']['peak_gib']:.2f} GiB; {per_parameter:.0f} B"])
+    header = ["parameters", "one gradient", "λ_max; products; time", "preconditioned; products; time", "peak; each"]
+    return "\n\n".join([_table(header, rows), _origin(result["provenance"])])
+
+
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
     "peers-full": ("peers", peers),
     "spectra": ("spectra", spectra),
+    "scale": ("scale", scale),
 }
 
 

@@ -4,7 +4,7 @@
 
 Effects: gd_edge, adam_edge, batch_sharpness, momentum_plateau, catapult; all of them without arguments. Each writes
 benchmarks/physics/results/EFFECT.json after every run and goes on where it stopped; `--fresh` begins anew. All five
-take about ten minutes on one core. Then `python benchmarks/physics/figures.py` draws them.
+take about fifteen minutes on one core. Then `python benchmarks/physics/figures.py` draws them.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ EFFECTS: dict[str, list[Setting]] = {
         _small("B=8, lr 4", 4.0, expected=EDGE),
         _small("B=16, lr 4", 4.0, 16, expected=EDGE),
         _small("B=8, lr 4, weights halved", 4.0, expected=EDGE, gain=0.5),
+        _small("B=8, lr 3, weights halved", 3.0, expected=EDGE, gain=0.5),  # added once lr 4 was seen to diverge
         _small("B=8, lr 2", 2.0, note="half the rate"),
         _small("B=8, lr 0.4", 0.4, note="a tenth of the rate"),
         _small("B=8, lr 1, pixels in [-1, 1]", 1.0, inputs="signed", note="inputs with a common mean"),

@@ -105,7 +105,13 @@ def test_no_absolute_tolerances(scale):
 
 @pytest.mark.parametrize(
     ("kind", "level", "probes"),
-    [("uniform", 0.95, 8), ("uniform", 0.8, 8), ("uniform", 0.95, 2), ("both signs", 0.95, 8), ("outliers", 0.95, 8)],
+    [
+        ("uniform", 0.8, 8),
+        ("uniform", 0.95, 2),
+        ("outliers", 0.95, 8),
+        pytest.param("uniform", 0.95, 8, marks=pytest.mark.slow),
+        pytest.param("both signs", 0.95, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_the_interval_of_the_trace_covers_as_often_as_it_says(kind, level, probes):
     """400 fixed seeds, 99.9% of the binomial distribution on both sides: a wide interval would fail, too."""

@@ -29,7 +29,7 @@ def spectrum(seed: int) -> np.ndarray:
     [
         ("largest", 1),
         ("both", 1),
-        ("magnitude", 1),
+        pytest.param("magnitude", 1, marks=pytest.mark.slow),
         pytest.param("largest", 3, marks=pytest.mark.slow),
         pytest.param("both", 2, marks=pytest.mark.slow),
     ],
