@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dyntune.errors import NonFiniteError
 from dyntune.numerics.bracket import first_rise
 from dyntune.numerics.random import stream_seed
 from dyntune.numerics.vectors import Vector, dot
@@ -45,6 +46,14 @@ def student_interval(values: Sequence[float], level: float = LEVEL) -> tuple[flo
     return mean, mean - half, mean + half
 
 
+def _check_finite(curved: float, slope: float) -> None:
+    if not (math.isfinite(curved) and math.isfinite(slope)):
+        raise NonFiniteError(
+            f"the curvature along the step is {curved:g} and the slope {slope:g}: the loss or its derivatives overflow "
+            "at these parameters. Has the run diverged? Measure an earlier checkpoint."
+        )
+
+
 def _unit(scale: Vector | None) -> str:
     return "loss / parameter^2" if scale is None else "1 / learning rate"
 
@@ -62,6 +71,7 @@ def batch_sharpness(objective: Objective, scale: Vector | None) -> Estimate:
     with objective.differentiating() as buffers:
         for index in range(len(objective.batches)):
             curved, slope = along_gradient(objective.batch_loss(index, buffers).value, objective.tensors, scale)
+            _check_finite(curved, slope)
             if slope > 0:
                 values.append(curved / slope)
     rows = sorted({num_rows(b) for b in objective.batches})
@@ -98,6 +108,7 @@ def directional_sharpness(objective: Objective, scale: Vector | None) -> Estimat
             weight = float(loss.weight) if count > 1 else 1.0
             sloped[index] = weight * dot(direction, [g.detach() for g in own])
             curved[index] = weight * dot(direction, second_derivative(own, tensors, direction, keep=False))
+    _check_finite(float(curved.sum()), float(sloped.sum()))
     if sloped.sum() <= 0:
         return _refused("the gradient is zero, or the preconditioned step does not descend", _unit(scale))
     value, low, high = _ratio_by_jackknife(curved, sloped)

@@ -12,7 +12,7 @@ from scipy.stats import binom
 from torch import nn
 
 import dyntune
-from dyntune.errors import InvalidArgumentError, NotConvergedError
+from dyntune.errors import InvalidArgumentError, NonFiniteError, NotConvergedError
 from tests.objective.oracle import dense_hessian
 from tests.objective.snapshot import snapshot
 from tests.objective.zoo import ZOO, Case, call
@@ -159,6 +159,18 @@ def test_needs_no_second_derivative() -> None:
     )
     assert found.critical_lr is not None
     assert float(found.critical_lr) == pytest.approx(1.0, rel=1 / 16)  # loss |w|^2: returns to its start at rate 1
+
+
+@pytest.mark.parametrize("quantity", ["batch", "directional"])
+def test_derivatives_that_overflow_are_a_typed_error(quantity: Any) -> None:
+    """Loss and gradient of 1e38 exp(w) are finite in float32; their products are not."""
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1e-30)
+    with pytest.raises(NonFiniteError, match="curvature along the step"):
+        dyntune.sharpness(
+            model, torch.ones(2, 1), lambda m, b: (1e38 * torch.exp(m(b))).sum() / 2, quantities=(quantity,)
+        )
 
 
 def test_one_batch_has_no_interval_and_strict_says_so() -> None:
