@@ -3,6 +3,8 @@
 from dyntune import errors as errors
 from dyntune import stability as stability
 from dyntune.curvature.algebra import affine as affine
+from dyntune.curvature.blocks import block_eigenvalues as block_eigenvalues
+from dyntune.curvature.blocks import block_mass as block_mass
 from dyntune.curvature.density import SpectralDensity as SpectralDensity
 from dyntune.curvature.density import spectral_density as spectral_density
 from dyntune.curvature.eigenvalues import Eigenvalues as Eigenvalues

@@ -125,6 +125,14 @@ class Objective:
         """``train`` or ``eval``: BatchNorm and dropout make the two different functions."""
         return "train" if self.model.training else "eval"
 
+    def restricted(self, names: Sequence[str]) -> Objective:
+        """The same loss as a function of some of the selected parameters, the others held."""
+        other = copy.copy(self)
+        other.parameters = {name: self.parameters[name] for name in names}
+        other.space = VectorSpace.of(list(other.parameters.values()))
+        other._slots = parameter_slots(self.model, other.parameters.values())
+        return other
+
     def on(self, batches: Sequence[Any]) -> Objective:
         """The same loss on other batches, already on the right device (not checked again)."""
         other = copy.copy(self)
