@@ -1,6 +1,6 @@
 """Time and memory of curvature on GPT-2-like models from 1M to 124M parameters, on the CPU.
 
-    python benchmarks/scale.py            measure what is missing
+    python benchmarks/scale.py            measure what is missing, draw the figure
     python benchmarks/scale.py --fresh    measure everything again
 
 Each size runs in a process of its own, so that its peak resident memory is its own. Random weights, text of
@@ -25,6 +25,7 @@ from torch import nn
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "scale.json"
+FIGURE = HERE.parent / "docs" / "_static" / "scale.svg"
 LENGTH = 64
 # name: (width, blocks, vocabulary)
 SIZES = {"1M": (128, 4, 1024), "10M": (320, 6, 8192), "40M": (512, 8, 30000), "124M": (768, 12, 50257)}
@@ -103,6 +104,29 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def _draw(sizes: dict[str, Any]) -> None:
+    """Seconds per product and memory beyond the training's own, against the line through the largest model."""
+    from dyntune.plots.style import BLUE, INK, ORANGE, label, new_axes, tidy
+    from dyntune.plots.svg import to_svg
+
+    n = [found["num_parameters"] for found in sizes.values()]
+    product = [found["hessian"]["seconds"] / found["hessian"]["num_products"] for found in sizes.values()]
+    memory = [found["preconditioned"]["peak_gib"] - found["peak_gib_before"] for found in sizes.values()]
+    ax = new_axes(height=3.0)
+    for values, color, name in ((product, BLUE, "seconds per product"), (memory, ORANGE, "GiB beyond training")):
+        ax.loglog(n, values, color=color, marker="o", linewidth=1.4)
+        ax.loglog(n, [values[-1] * m / n[-1] for m in n], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        above = color == ORANGE
+        place = {"ha": "right", "offset": (0, 10)} if above else {"ha": "left", "offset": (8, -14)}
+        label(ax, n[1], values[1], name, color=color, **place)
+    label(ax, n[2], product[-1] * n[2] / n[-1], "dashed: proportional", ha="left", va="top", offset=(6, -12))
+    tidy(ax, title="Time and memory of a Lanczos solve", xlabel="parameters", ylabel="seconds, or GiB", grid="y")
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    text = "Seconds per Hessian-vector product and extra memory, from one million to 124 million parameters."
+    FIGURE.write_text(to_svg(figure, name="scale", description=text, standalone=True) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Measure the missing sizes one after the other; each result is saved as soon as it is there."""
     from peer_suite.provenance import provenance
@@ -127,6 +151,7 @@ def main() -> int:
         result["provenance"] = provenance() | {"threads": torch.get_num_threads()}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name}: {done[:200]}", file=sys.stderr, flush=True)
+    _draw(result["sizes"])
     return 0
 
 
