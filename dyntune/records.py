@@ -109,7 +109,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return f"refused: {self.reason}"
-        text = f"{short_number(self.value)} ({short_number(self.low)} .. {short_number(self.high)}) {self.unit}"
+        interval = f"{short_number(self.low)} .. {short_number(self.high)}"
+        text = f"{short_number(self.value)} ({interval}) {self.unit}".rstrip()
         return text if self.status is Status.OK else f"{text} [{self.status.name.lower()}: {self.reason}]"
 
     def to_dict(self) -> dict[str, Any]:

@@ -127,7 +127,10 @@ def _own_loss_rule(model: nn.Module, inputs: Callable[[Any], Any]) -> LossRule:
     shifted = _is_causal(model)
 
     def evaluate(model: nn.Module, batch: Any) -> Loss:
-        outputs = forward(model, inputs(batch))
+        try:
+            outputs = forward(model, inputs(batch))
+        except TypeError as error:  # the batch holds more than the model takes: targets, most likely
+            raise AmbiguousLossError(f"no loss was given and model(**batch) failed: {error}. {_ADVICE}") from error
         value = _own_loss(outputs)
         if value is None:
             raise AmbiguousLossError(

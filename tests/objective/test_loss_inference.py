@@ -88,3 +88,18 @@ def test_unclear_cases_are_refused_with_what_to_write(outputs, targets, message)
     advice = r"(.|\n)*criterion=torch\.nn\.CrossEntropyLoss\(\)(.|\n)*loss_fn=lambda model, batch"
     with pytest.raises(AmbiguousLossError, match=message + advice):
         inferred(outputs, targets)
+
+
+def test_a_mapping_with_more_than_the_model_takes_is_ambiguous() -> None:
+    """{"inputs": ..., "y": ...} with the loss computed outside: the line to write instead of a bare TypeError."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.out(inputs)
+
+    with pytest.raises(AmbiguousLossError, match=r"unexpected keyword argument 'y'.*loss_fn=lambda"):
+        Objective(Plain(), {"inputs": torch.ones(3, 2), "y": torch.ones(3, 1)})
