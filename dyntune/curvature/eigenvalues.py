@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FAILURE_PROBABILITY", "Eigenvalues", "eigenvalues"]
 
 # Probability, over the random start, that a value reported as converged is off by more than its tolerance. One in
-# ten thousand costs about three products more than one in a hundred on a network of 1e5 parameters.
+# ten thousand costs about four products more than one in a hundred on a network of 1e5 parameters.
 FAILURE_PROBABILITY = 1e-4
 # The basis may take this much memory unless the caller says otherwise, but never fewer vectors than a restart needs.
 BASIS_BYTES = 1 << 30

@@ -33,8 +33,9 @@ __all__ = ["HessianOperator", "Method", "hessian", "hessian_eigenvalues"]
 Method: TypeAlias = Literal["auto", "exact", "finite-difference"]
 Engine: TypeAlias = Literal["retained-graph", "re-forward", "forward-over-reverse", "finite-difference"]
 
-# A gradient's graph keeps what the forward pass saved, what the backward pass saved, and the backward's results.
-# Measured on an MLP and a transformer (torch 2.13, CPU): 2.6 and 2.9 times what the forward pass saved.
+# A gradient's graph keeps what the forward pass saved, what the backward pass saved, and the backward's results. Saved
+# tensors of both passes were counted as 2.0 to 2.3 times those of the forward pass (CNN with BatchNorm, transformer,
+# MLP; torch 2.13, CPU); one more for the product's own temporaries.
 GRAPH_PER_FORWARD_BYTES = 3.0
 # Graphs may take this share of the memory that is free when the operator is made.
 FREE_MEMORY_SHARE = 0.5

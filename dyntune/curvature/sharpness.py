@@ -25,6 +25,7 @@ __all__ = ["Quantity", "Sharpness", "eigenvalue_estimate", "sharpness"]
 
 Quantity: TypeAlias = Literal["lambda_max", "lambda_min", "preconditioned", "batch", "directional", "critical_lr"]
 UNIT = "loss / parameter^2"
+ENDS = {"lambda_max", "lambda_min"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,8 @@ def sharpness(
         loss_fn: See there.
         criterion: See there.
         optimizer: The model's optimizer; ``"preconditioned"`` and ``"critical_lr"`` need it, ``"batch"`` and
-            ``"directional"`` measure along its (momentum-free) step instead of the gradient when it is given. Adaptive
-            ones must have stepped.
+            ``"directional"`` measure along its (momentum-free) step instead of the gradient when it is given. For these
+            four an adaptive one must have stepped.
         quantities: Any of ``"lambda_max"``, ``"lambda_min"`` (together from one Krylov space), ``"preconditioned"``,
             ``"batch"``, ``"directional"``, ``"critical_lr"``; see :class:`Sharpness`.
         params: See :func:`dyntune.hessian`.
@@ -142,14 +143,17 @@ def sharpness(
     scale = None
     if optimizer is not None:
         check_optimizer(optimizer, named_parameters(objective.model))
-        scale = diagonal_scale(optimizer, objective.tensors)
+        if wanted - ENDS:  # the plain eigenvalues need no state, and an optimizer that has not stepped has none
+            scale = diagonal_scale(optimizer, objective.tensors)
     solve = partial(eigenvalues, rtol=rtol, max_products=max_products, seed=seed, progress=progress)
     found: dict[str, Estimate] = {}
-    ends = wanted & {"lambda_max", "lambda_min"}
+    spent = 0
+    ends = wanted & ENDS
     if ends:
         which: Which = "both" if len(ends) == 2 else ("largest" if "lambda_max" in ends else "smallest")
         pairs = solve(operator, which=which)
         found |= {name: eigenvalue_estimate(pairs, 0 if name == "lambda_max" else -1, unit=UNIT) for name in ends}
+        spent = pairs.num_products
     if "preconditioned" in wanted:
         unit = UNIT if scale is None else "1 / learning rate"
         found["preconditioned"] = eigenvalue_estimate(solve(PreconditionedOperator(operator, scale)), 0, unit=unit)
@@ -159,8 +163,7 @@ def sharpness(
         found["directional"] = directional_sharpness(objective, scale)
     if "critical_lr" in wanted:
         found["critical_lr"] = critical_learning_rate(objective, scale)
-    # lambda_max and lambda_min of one solve share its products.
-    spent = sum({id(e) if n not in ends else 0: e.num_products for n, e in found.items()}.values())
+    spent += sum(estimate.num_products for name, estimate in found.items() if name not in ends)
     result = Sharpness(**found, record=_record(operator), num_products=spent)
     return _required(result) if strict else result
 

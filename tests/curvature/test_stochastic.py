@@ -193,6 +193,18 @@ def test_quantities_that_need_an_optimizer_say_so() -> None:
         dyntune.sharpness(case.model, case.batch, criterion=case.criterion, quantities=("traces",))  # type: ignore[arg-type]
 
 
+def test_plain_eigenvalues_need_no_stepped_optimizer_and_products_are_counted_once() -> None:
+    case = ZOO["mlp"]()
+    fresh = torch.optim.Adam(case.model.parameters())
+    both = dyntune.sharpness(
+        case.model, case.batch, criterion=case.criterion, optimizer=fresh, quantities=("lambda_max", "lambda_min")
+    )
+    assert both.lambda_max is not None
+    assert both.num_products == both.lambda_max.num_products  # one solve for both ends
+    with pytest.raises(InvalidArgumentError, match="has not stepped"):
+        dyntune.sharpness(case.model, case.batch, criterion=case.criterion, optimizer=fresh, quantities=("batch",))
+
+
 def test_nothing_moves() -> None:
     case = ZOO["batchnorm"]()
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
