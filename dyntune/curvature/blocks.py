@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -12,14 +12,45 @@ from dyntune.curvature.eigenvalues import Eigenvalues, eigenvalues
 from dyntune.curvature.hessian import HessianOperator, Method, hessian
 from dyntune.errors import InvalidArgumentError, ShapeMismatchError
 from dyntune.numerics.target import Which
-from dyntune.numerics.vectors import dot
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.parameters import ParameterSelection
 
-__all__ = ["Grouping", "block_eigenvalues", "block_mass", "block_of"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BlockEigenvalues", "BlockMass", "Grouping", "block_eigenvalues", "block_mass", "block_of"]
 
 # "parameter": every tensor by itself; a number: the first so many parts of its name, 1 for the top-level modules.
 Grouping: TypeAlias = Literal["parameter", "layer"] | int
+
+
+class BlockEigenvalues(dict[str, Eigenvalues]):
+    """Eigenvalues by block, in the model's order."""
+
+    def plot(self, ax: Axes | None = None, *, whole: Eigenvalues | None = None) -> Axes:
+        """Draw them, with the whole Hessian's where given (needs matplotlib, imported here only)."""
+        from dyntune.plots import plot_blocks
+
+        return plot_blocks(self, whole=whole, ax=ax)
+
+
+class BlockMass(dict[str, float]):
+    """Shares of a direction's squared length by block, in the model's order.
+
+    Args:
+        shares: Shares; they sum to 1.
+        sizes: How many parameters each block has: a random direction's shares are proportional to them.
+    """
+
+    def __init__(self, shares: Mapping[str, float], sizes: Mapping[str, int]) -> None:
+        super().__init__(shares)
+        self.sizes = dict(sizes)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw them beside those of a random direction (needs matplotlib, imported here only)."""
+        from dyntune.plots import plot_block_mass
+
+        return plot_block_mass(self, ax=ax)
 
 
 def block_of(name: str, by: Grouping = "layer") -> str:
@@ -43,9 +74,7 @@ def block_of(name: str, by: Grouping = "layer") -> str:
     return ".".join(parts[: min(by, len(parts) - 1)])
 
 
-def block_mass(
-    operator: HessianOperator, vector: Sequence[torch.Tensor], *, by: Grouping = "layer"
-) -> dict[str, float]:
+def block_mass(operator: HessianOperator, vector: Sequence[torch.Tensor], *, by: Grouping = "layer") -> BlockMass:
     """Share of a direction's squared length in each block: where an eigenvector lives.
 
     Args:
@@ -68,13 +97,16 @@ def block_mass(
     """
     parts = operator.space.check(vector)
     masses: dict[str, float] = {}
-    for name, tensor in zip(operator.names, parts, strict=True):
+    sizes: dict[str, int] = {}
+    squares = operator.space.squared_norms(parts)
+    for name, square, shape in zip(operator.names, squares, operator.space.whole_shapes, strict=True):
         block = block_of(name, by)
-        masses[block] = masses.get(block, 0.0) + dot([tensor], [tensor])
+        masses[block] = masses.get(block, 0.0) + square
+        sizes[block] = sizes.get(block, 0) + shape.numel()
     total = sum(masses.values())
     if total == 0.0:
         raise ShapeMismatchError("the vector is zero: it has no share in any block.")
-    return {block: mass / total for block, mass in masses.items()}
+    return BlockMass({block: mass / total for block, mass in masses.items()}, sizes)
 
 
 def block_eigenvalues(
@@ -92,7 +124,7 @@ def block_eigenvalues(
     rtol: float = 1e-2,
     max_products: int | None = None,
     seed: int = 0,
-) -> dict[str, Eigenvalues]:
+) -> BlockEigenvalues:
     """Extreme eigenvalues of every diagonal block of the Hessian: the curvature when only that block moves.
 
     A loader is drawn from once, so that all blocks are measured on the same batches.
@@ -124,7 +156,7 @@ def block_eigenvalues(
     names: dict[str, list[str]] = {}
     for name in whole.names:
         names.setdefault(block_of(name, by), []).append(name)
-    found = {}
+    found = BlockEigenvalues()
     for block, members in names.items():
         operator = HessianOperator(whole.objective.restricted(members), method=method)
         size = min(k, operator.numel)

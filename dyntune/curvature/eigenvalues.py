@@ -188,7 +188,7 @@ def eigenvalues(
     target = Target(which, k)
     _validate(op, k, rtol=rtol, failure_probability=failure_probability, max_products=max_products, basis=basis)
     budget = 250 + 50 * k if max_products is None else max_products
-    if target.count >= op.numel and budget >= op.numel:
+    if target.count >= op.numel and budget >= op.numel and not op.space.cut:
         result = _materialised(op, target, rtol)
     else:
         result = lanczos(
@@ -286,7 +286,7 @@ def _materialised(op: LinearOperator, target: Target, rtol: float) -> LanczosRes
 def _record(
     op: LinearOperator, result: LanczosResult, target: Target, *, rtol: float, failure_probability: float
 ) -> Eigenvalues:
-    vectors = tuple(op.flatten(v) if op.flat else v for v in result.vectors)
+    vectors = tuple(op.flatten(v) if op.flat else op.space.present(v) for v in result.vectors)
     return Eigenvalues(
         values=torch.from_numpy(np.ascontiguousarray(result.values)),
         low=torch.from_numpy(np.ascontiguousarray(result.low)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,7 +15,7 @@ from dyntune.curvature.eigenvalues import FAILURE_PROBABILITY, Eigenvalues, eige
 from dyntune.errors import HVPUnsupportedError, InvalidArgumentError
 from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.target import Which
-from dyntune.numerics.vectors import norm
+from dyntune.objective.dtensor import local
 from dyntune.objective.hvp import (
     FiniteDifference,
     Session,
@@ -25,8 +26,10 @@ from dyntune.objective.hvp import (
     retained_graph_session,
 )
 from dyntune.objective.losses import Criterion, LossFunction
+from dyntune.objective.memory import enough_memory, is_out_of_memory, let_go, refuse
 from dyntune.objective.objective import Objective
 from dyntune.objective.parameters import ParameterSelection
+from dyntune.objective.shards import ProcessGroupLike
 
 __all__ = ["HessianOperator", "Method", "hessian", "hessian_eigenvalues"]
 
@@ -44,6 +47,8 @@ FREE_MEMORY_SHARE = 0.5
 VERIFY_FACTOR = 5.0
 VERIFY_FLOOR = 1e-3
 _VERIFY_STREAM = 0x7E57
+# From the fastest to the lightest.
+_BY_MEMORY: tuple[Engine, ...] = ("retained-graph", "re-forward", "forward-over-reverse", "finite-difference")
 _MORE_MEMORY = {
     "retained-graph": "",
     "re-forward": "",
@@ -69,8 +74,13 @@ class HessianOperator(LinearOperator):
         self.objective = objective
         self.requested: Method = method
         self._differences = FiniteDifference()
-        self._verified = not objective.suspects
-        self.engine, self.reason = _choose_engine(objective, method, memory_limit)
+        layout = objective.layout
+        self._verified = not layout.worst([float(bool(objective.suspects))])[0]
+        engine, self.reason = _choose_engine(objective, method, memory_limit)
+        # Processes with less memory, or larger batches, decide for all.
+        self.engine: Engine = _BY_MEMORY[int(layout.worst([float(_BY_MEMORY.index(engine))])[0])]
+        if self.engine != engine:
+            self.reason = "another process needs it"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,11 +90,14 @@ class HessianOperator(LinearOperator):
     @property
     def method(self) -> str:
         """How products are made; with finite differences, with the largest relative error met so far."""
-        if self.engine != "finite-difference":
-            return f"exact, {self.engine}"
-        if self._differences.worst_error is None:
-            return "finite-difference"
-        return f"finite-difference, estimated relative error {self._differences.worst_error:.1e}"
+        parts: list[str] = ["exact", self.engine] if self.engine != "finite-difference" else [self.engine]
+        if self.engine == "finite-difference" and self._differences.worst_error is not None:
+            parts.append(f"estimated relative error {self._differences.worst_error:.1e}")
+        if self.objective.precision:
+            parts.append(self.objective.precision.note)
+        if self.objective.layout.team is not None:
+            parts.append(f"{self.objective.layout.name} on {self.objective.layout.team.size} processes")
+        return ", ".join(parts)
 
     @contextmanager
     def session(self) -> Iterator[Product]:
@@ -93,62 +106,77 @@ class HessianOperator(LinearOperator):
         With ``method="auto"``, an operation without a second derivative makes the session (and later ones) fall back to
         finite differences; ``reason`` then names the operation. A model with operations that may be silently wrong (an
         ``autograd.Function`` written in Python, ``weight_norm``) is verified once: an exact product is compared with
-        one by finite differences.
+        one by finite differences. Where memory runs out, a lighter engine takes over.
 
         Raises:
             HVPUnsupportedError: ``method="exact"`` and the model cannot be differentiated twice, or no gradient at all.
+            InsufficientMemoryError: Memory ran out with the lightest engine that `method` permits.
+            NondeterministicLossError: See :meth:`Objective.check_repeatable`, asked once.
             StaleOperatorError: The parameters changed while the session was open.
         """
         with ExitStack() as stack:
-            if not self._verified:
+            self.objective.check_repeatable()
+            while not self._verified and self.engine != "finite-difference":
                 self._verify()
-            product = self._open(stack)
+            opened = [self._open(stack)]
 
             def guarded(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-                nonlocal product
-                try:
-                    return product(vector)
-                except (RuntimeError, NotImplementedError) as error:
-                    self._fall_back(error)
-                stack.close()  # a session within a session would see buffers that the outer one has written to
-                product = self._open(stack)
-                return product(vector)
+                while True:
+                    try:
+                        return opened[0](vector)
+                    except (RuntimeError, MemoryError) as error:
+                        self._fall_back(error)  # over several processes all come here, or none
+                    opened.clear()  # and with it the graph, before another one is built
+                    stack.close()  # a session within a session would see buffers that the outer one has written to
+                    opened.append(self._open(stack))
 
             yield guarded
 
     def _open(self, stack: ExitStack) -> Product:
         """Enter the engine's session, changing the engine if the graph cannot be built."""
-        try:
-            return stack.enter_context(self._engine_session())
-        except (RuntimeError, NotImplementedError) as error:
-            self._fall_back(error)
-        return stack.enter_context(self._engine_session())
+        while True:
+            failure: BaseException | None = None
+            product: Product | None = None
+            try:
+                product = stack.enter_context(self._engine_session())
+            except BaseException as error:
+                failure = error
+            failure = self.objective.layout.shared_failure(failure)
+            if failure is None and product is not None:
+                return self.objective.layout.across(product)
+            product = None
+            stack.close()
+            if not isinstance(failure, (RuntimeError, MemoryError)):
+                assert failure is not None
+                raise failure
+            self._fall_back(failure)
 
     def _verify(self) -> None:
         """Compare one exact product with finite differences: a backward that detaches raises no error."""
-        if self.engine == "finite-difference":
-            return
         vector = self.space.normal(_VERIFY_STREAM)
+        layout, engine = self.objective.layout, self.engine
         differences = FiniteDifference()
-        try:
-            with self._engine_session() as product:
+        with ExitStack() as stack:
+            product = self._open(stack)
+            try:
                 exact = [t.detach().clone() for t in product(vector)]
-        except (RuntimeError, NotImplementedError) as error:
-            self._fall_back(error)
+            except (RuntimeError, MemoryError) as error:
+                self._fall_back(error)
+        if self.engine != engine:
             return
         try:
-            with differences.session(self.objective) as product:
-                estimate = list(product(vector))
+            with enough_memory("finite differences"), differences.session(self.objective) as raw:
+                estimate = list(layout.across(raw)(vector))
         except HVPUnsupportedError:  # a parameter that only the exact engines see: nothing to compare with
             self._verified = True
             return
-        gap = norm(torch._foreach_sub(exact, estimate))
-        permitted = VERIFY_FLOOR + VERIFY_FACTOR * (differences.worst_error or 0.0)
-        if gap > permitted * norm(estimate):
+        size, gap = self.space.norm(estimate), self.space.norm(torch._foreach_sub(exact, estimate))
+        permitted = VERIFY_FLOOR + VERIFY_FACTOR * layout.worst([differences.worst_error or 0.0])[0]
+        if gap > permitted * size:
             self._fall_back(
                 HVPUnsupportedError(
                     f"the second derivative of {' or '.join(self.objective.suspects)} is wrong: a product is "
-                    f"{gap / (norm(estimate) or 1.0):.1%} off finite differences, {permitted:.1%} permitted."
+                    f"{gap / (size or 1.0):.1%} off finite differences, {permitted:.1%} permitted."
                 )
             )
         self._verified = True
@@ -164,7 +192,10 @@ class HessianOperator(LinearOperator):
         return sessions[self.engine](self.objective)
 
     def _fall_back(self, error: Exception) -> None:
-        """Finite differences from now on, if that is allowed and would help; re-raises otherwise."""
+        """Another engine from now on, if one is allowed and would help; re-raises otherwise."""
+        if is_out_of_memory(error):
+            self._lighten(error)
+            return
         if not is_unsupported(error) or (self.engine == "finite-difference" and isinstance(error, HVPUnsupportedError)):
             raise error
         if self.engine == "finite-difference":
@@ -180,6 +211,16 @@ class HessianOperator(LinearOperator):
         self.engine = "finite-difference"
         self.reason = f"no second derivative: {first_line(error)}"
 
+    def _lighten(self, error: Exception) -> None:
+        """The next engine that needs less memory; raises where there is none."""
+        exact = self.requested == "exact"
+        lighter = [e for e in _BY_MEMORY[_BY_MEMORY.index(self.engine) + 1 :] if not exact or e != "finite-difference"]
+        if not lighter:
+            raise refuse(f"a product by {self.engine}", error) from error
+        self.reason = f"out of memory with {self.engine}: {first_line(error)}"
+        self.engine = lighter[0]
+        let_go(error)
+
     def __repr__(self) -> str:
         return f"HessianOperator(n={self.numel}, {self.method}: {self.reason})"
 
@@ -187,6 +228,10 @@ class HessianOperator(LinearOperator):
 def _choose_engine(objective: Objective, method: Method, memory_limit: int | None) -> tuple[Engine, str]:
     if method == "finite-difference":
         return "finite-difference", "asked for"
+    if objective.layout.name == "sharded":
+        return "finite-difference", "whole parameters on every process do not fit"
+    if objective.layout.name == "parallel":  # forward mode is not known to work through every DTensor operation
+        return "retained-graph", "tensor-parallel"
     one = GRAPH_PER_FORWARD_BYTES * objective.forward_bytes
     count = len(objective.batches)
     limit = FREE_MEMORY_SHARE * _free_memory(objective.space.device) if memory_limit is None else memory_limit
@@ -196,6 +241,16 @@ def _choose_engine(objective: Objective, method: Method, memory_limit: int | Non
     if one <= limit:
         return "re-forward", need
     return "forward-over-reverse", need
+
+
+def _gather_limit(model: nn.Module, method: Method, memory_limit: int | None) -> float:
+    """Bytes that whole parameters of a sharded model may take on every process."""
+    if method != "auto":
+        return math.inf if method == "exact" else 0.0
+    if memory_limit is not None:
+        return float(memory_limit)
+    parameter = next(model.parameters(), None)
+    return math.inf if parameter is None else FREE_MEMORY_SHARE * _free_memory(local(parameter).device)
 
 
 def _free_memory(device: torch.device) -> float:
@@ -224,6 +279,7 @@ def hessian(
     num_batches: int | Literal["all"] = 16,
     method: Method = "auto",
     memory_limit: int | None = None,
+    process_group: ProcessGroupLike = "auto",
     seed: int = 0,
 ) -> HessianOperator:
     """The Hessian of the loss with respect to the model's trainable parameters, as a linear operator.
@@ -233,7 +289,7 @@ def hessian(
     BatchNorm uses batch statistics.
 
     Args:
-        model: A module with float32 or float64 parameters.
+        model: A module. Parameters stored in bfloat16 or float16 are measured through a float32 copy.
         batches: One batch (a tensor, a mapping, or a list/tuple that begins with a tensor), a list of batches, or a
             re-iterable such as a DataLoader.
         loss_fn: ``(model, batch) -> scalar mean`` or ``dyntune.Loss``; a torch loss is taken as `criterion`.
@@ -242,6 +298,10 @@ def hessian(
         num_batches: How many batches to draw from a loader (``"all"`` for all of them).
         method: ``"auto"`` (exact where possible, else finite differences), ``"exact"``, ``"finite-difference"``.
         memory_limit: Bytes that autograd graphs may take; default half of the free memory.
+        process_group: Over which processes of a ``torch.distributed`` job the loss is averaged. ``"auto"``: those of
+            DDP, FSDP2 or tensor parallelism if the model uses one, else this process alone; None: this process alone;
+            or a process group or :class:`dyntune.Team` whose processes hold copies of the model and their own batches.
+            All of them have to make the same call.
         seed: Seed of dropout masks and other randomness of the forward pass.
 
     Returns:
@@ -256,7 +316,8 @@ def hessian(
         Exact up to rounding (about 1e-7 relative in float32, 1e-15 in float64), except with finite differences, whose
         estimated error is in ``operator.method``.
     Cost:
-        One forward pass over the batches here; then per product about two gradients and no synchronisation.
+        One forward pass over the batches here, and one on the first batch before the first product; then per product
+        about two gradients and no synchronisation.
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian", Neural Computation 6(1).
 
@@ -269,7 +330,15 @@ def hessian(
         tensor([1., 1.])
     """
     objective = Objective(
-        model, batches, loss_fn, criterion=criterion, params=params, num_batches=num_batches, seed=seed
+        model,
+        batches,
+        loss_fn,
+        criterion=criterion,
+        params=params,
+        num_batches=num_batches,
+        process_group=process_group,
+        gather_limit=_gather_limit(model, method, memory_limit),
+        seed=seed,
     )
     return HessianOperator(objective, method=method, memory_limit=memory_limit)
 
@@ -285,6 +354,7 @@ def hessian_eigenvalues(
     num_batches: int | Literal["all"] = 16,
     method: Method = "auto",
     memory_limit: int | None = None,
+    process_group: ProcessGroupLike = "auto",
     which: Which = "largest",
     rtol: float = 1e-2,
     max_products: int | None = None,
@@ -314,6 +384,7 @@ def hessian_eigenvalues(
         num_batches=num_batches,
         method=method,
         memory_limit=memory_limit,
+        process_group=process_group,
         seed=seed,
     )
     return eigenvalues(

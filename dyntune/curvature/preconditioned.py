@@ -95,8 +95,9 @@ def preconditioned(
                 f"a {type(operator).__name__} does not know which of the optimizer's parameters its vectors belong to. "
                 "Pass dyntune.hessian(...), or P itself as tensors."
             )
-        tensors = operator.objective.tensors
+        tensors = list(operator.objective.parameters.values())
         scale = diagonal_scale(optimizer_or_scale, tensors, momentum_correction=momentum_correction)
+        scale = None if scale is None else operator.space.check(scale, name="scale")
     elif isinstance(optimizer_or_scale, torch.Tensor):
         scale = operator.space.unflatten(optimizer_or_scale)
     else:

@@ -7,7 +7,7 @@ import torch
 
 from dyntune.errors import InvalidArgumentError, NonFiniteError
 from dyntune.numerics.operator import OperatorLike, Product, as_operator
-from dyntune.numerics.vectors import Basis, dot
+from dyntune.numerics.vectors import Basis
 from dyntune.records import Estimate
 
 __all__ = ["trace"]
@@ -76,9 +76,9 @@ def _range(basis: Basis, product: Product, size: int, seed: int) -> tuple[int, i
     longest, rank = 0.0, 0
     for i in range(size):
         basis.load(rank, list(product(space.normal(seed, 1, i))))
-        longest = max(longest, float(basis.norm(rank)))
+        longest = max(longest, float(space.agree(basis.norm(rank))))
         basis.orthogonalise(rank, rank)
-        length = basis.norm(rank)
+        length = space.agree(basis.norm(rank))
         if float(length) > RANK_EPS * torch.finfo(space.dtype).eps * longest:
             basis.scale(rank, length.reciprocal())
             rank += 1
@@ -87,14 +87,14 @@ def _range(basis: Basis, product: Product, size: int, seed: int) -> tuple[int, i
 
 def _trace_on(basis: Basis, product: Product, rank: int) -> float:
     """Sum of ``q.A q`` over the first `rank` rows."""
-    return sum(dot(basis.views(i), list(product(basis.views(i)))) for i in range(rank))
+    return sum(basis.space.dot(basis.views(i), list(product(basis.views(i)))) for i in range(rank))
 
 
 def _probe(basis: Basis, product: Product, rank: int, seed: int, index: int) -> float:
     """``g.A g`` for a standard normal g without its part in the first `rank` rows."""
     basis.load(rank, basis.space.normal(seed, 2, index))
     basis.orthogonalise(rank, rank)
-    return dot(basis.views(rank), list(product(basis.views(rank))))
+    return basis.space.dot(basis.views(rank), list(product(basis.views(rank))))
 
 
 def _estimate(exact: float, probes: list[float], *, level: float, unit: str, spent: int) -> Estimate:

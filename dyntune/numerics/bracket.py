@@ -11,7 +11,9 @@ __all__ = ["first_rise"]
 def first_rise(
     value: Callable[[float], float], *, guess: float, ratio: float = 2.0, most: int = 40
 ) -> tuple[float, float]:
-    """Bracket ``(low, high)`` of the smallest step at which ``value(step) > value(0)``.
+    """Bracket ``(low, high)`` of a step at which ``value`` rises above ``value(0)``: the smallest, if there is but one.
+
+    Of several crossings it is the first that doublings or halvings of the guess meet.
 
     Doubling or halving from `guess` until the value crosses its start, then bisection on a logarithmic axis. A value
     that is not finite counts as risen: a comparison with NaN is false, and a search that asks ``value > start`` would

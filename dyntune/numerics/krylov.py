@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dyntune.errors import NonFiniteError
 from dyntune.numerics.certificate import PolynomialTrack, RitzState
 from dyntune.numerics.operator import Product
-from dyntune.numerics.vectors import Basis
+from dyntune.numerics.vectors import Basis, VectorSpace
 
 __all__ = ["FLOOR_EPS", "NON_FINITE_PRODUCT", "KrylovRun", "UnitScale"]
 
@@ -35,13 +35,15 @@ class UnitScale:
 
     Args:
         product: Product of the operator.
+        space: Where its vectors live; needed where they are spread over processes.
 
     The attribute ``factor`` is the power of two; 1 unless the operator is extremely large or small.
     """
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Product, space: VectorSpace | None = None) -> None:
         self.factor = 1.0
         self._product = product
+        self._space = space
         self._chosen = False
 
     def __call__(self, vector: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -57,6 +59,11 @@ class UnitScale:
         if filled := [t for t in result if t.numel()]:
             norms = torch._foreach_norm(filled, ord=math.inf)
             largest = float(torch.stack([x.to(norms[0].device, torch.float64) for x in norms]).max())
+        if (
+            self._space is not None and self._space.spread is not None
+        ):  # a sum of maxima will do: only the order of magnitude counts
+            entry = torch.tensor([largest], dtype=torch.float64, device=self._space.device)
+            largest = float(self._space.agree(self._space.total(entry)))
         if largest > 0 and math.isfinite(largest):
             exponent = math.frexp(largest)[1]
             if abs(exponent) > SAFE_EXPONENT:
@@ -104,7 +111,7 @@ class KrylovRun:
         beta = self.basis.norm(row + 1)
         # beta = 0 makes the next row infinite; it is never used, since an invariant space ends the run.
         self.basis.scale(row + 1, beta.reciprocal())
-        *column, self.beta = torch.cat([coefficients, beta[None]]).tolist()
+        *column, self.beta = self.basis.space.agree(torch.cat([coefficients, beta[None]])).tolist()
         if not math.isfinite(self.beta) or not all(map(math.isfinite, column)):
             raise NonFiniteError(NON_FINITE_PRODUCT)
         j = self.size

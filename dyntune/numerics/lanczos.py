@@ -26,7 +26,7 @@ from dyntune.numerics.certificate import RitzState, level_reached, level_still_n
 from dyntune.numerics.krylov import FLOOR_EPS, KrylovRun, UnitScale
 from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.target import Target
-from dyntune.numerics.vectors import Basis, Vector, norm
+from dyntune.numerics.vectors import Basis, Vector
 
 __all__ = ["LanczosResult", "lanczos"]
 
@@ -120,7 +120,7 @@ def lanczos(
     with plain_arithmetic(operator.device):
         solver = _Solver(operator, target, rtol, failure_probability, basis_size, seed)
         with operator.session() as product:
-            unit = UnitScale(product)
+            unit = UnitScale(product, operator.space)
             shown = None if progress is None else lambda spent, value: progress(spent, value / unit.factor)
             return _in_units_of(solver.solve(unit, max_products, start, shown), unit.factor)
 
@@ -162,9 +162,9 @@ class _Solver:
         row = len(self.locked)
         share = 1.0
         vector = self.space.normal(self.seed, self.runs)
-        if start is not None and (length := norm(start)) > 0:
+        if start is not None and (length := self.space.norm(start)) > 0:
             share = 0.5
-            torch._foreach_div_(vector, norm(vector))
+            torch._foreach_div_(vector, self.space.norm(vector))
             torch._foreach_add_(vector, list(start), alpha=1 / length)
         self.basis.load(row, vector)
         self.basis.orthogonalise(row, row)

@@ -76,7 +76,7 @@ class LinearOperator(ABC):
         """
         checked = self.space.check(vector)
         with plain_arithmetic(self.device), self.session() as product:
-            return [t.detach() for t in product(checked)]
+            return self.space.present([t.detach() for t in product(checked)])
 
     def __matmul__(self, vector: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | Vector:
         """``A @ v``: flat in, flat out; list in, list out."""
@@ -86,6 +86,7 @@ class LinearOperator(ABC):
 
     def flatten(self, vector: Sequence[torch.Tensor]) -> torch.Tensor:
         """Concatenate a vector into one flat tensor (numel,) on the operator's device."""
+        self.space.refuse_flat()
         return torch.cat([t.reshape(-1).to(self.device, self.dtype) for t in vector])
 
     def to_dense(self) -> torch.Tensor:

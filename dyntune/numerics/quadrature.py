@@ -37,7 +37,7 @@ def gauss_quadrature(product: Product, basis: Basis, *, num_steps: int, key: tup
     basis.scale(0, basis.norm(0).reciprocal())
     run = KrylovRun(basis, 0, scale=0.0)
     eps = torch.finfo(basis.space.dtype).eps
-    unit = UnitScale(product)
+    unit = UnitScale(product, basis.space)
     while run.size < num_steps:
         run.step(unit, eps)
         if run.beta == 0.0:

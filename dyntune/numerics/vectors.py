@@ -17,8 +17,9 @@ from itertools import pairwise
 
 import torch
 
-from dyntune.errors import ShapeMismatchError
+from dyntune.errors import HVPUnsupportedError, ShapeMismatchError
 from dyntune.numerics.random import normal_like
+from dyntune.numerics.spread import Spread
 
 __all__ = ["Basis", "Vector", "VectorSpace", "dot", "norm"]
 
@@ -62,6 +63,7 @@ class _Segment:
     offsets: tuple[int, ...]  # len = tensors + 1
     dtype: torch.dtype
     device: torch.device
+    weight: float  # of its entries in inner products
 
     @property
     def numel(self) -> int:
@@ -76,19 +78,28 @@ class VectorSpace:
     """The shapes, dtypes and devices that every vector of an operator has.
 
     Args:
-        shapes: One shape per tensor.
+        shapes: One shape per tensor: of this process's part, where vectors are spread over several.
         dtypes: One floating dtype per tensor.
         devices: One device per tensor.
+        spread: How vectors are spread over the processes of a job; None for one process alone.
+
+    The attribute ``numel`` is the dimension of whole vectors, ``numels`` the sizes of the tensors held here.
     """
 
     def __init__(
-        self, shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], devices: Sequence[torch.device]
+        self,
+        shapes: Sequence[torch.Size],
+        dtypes: Sequence[torch.dtype],
+        devices: Sequence[torch.device],
+        *,
+        spread: Spread | None = None,
     ) -> None:
         self.shapes = tuple(torch.Size(s) for s in shapes)
         self.dtypes = tuple(dtypes)
         self.devices = tuple(devices)
+        self.spread = spread
         self.numels = tuple(math.prod(s) for s in self.shapes)
-        self.numel = sum(self.numels)
+        self.numel = sum(self.numels) if spread is None else sum(math.prod(s) for s in spread.shapes)
         self.segments = tuple(self._pack())
 
     @classmethod
@@ -108,23 +119,66 @@ class VectorSpace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one vector."""
+        """Bytes of one vector: of the largest part that any process holds, where it is spread."""
+        if self.spread is not None:
+            return self.spread.nbytes
         return sum(n * d.itemsize for n, d in zip(self.numels, self.dtypes, strict=True))
 
+    @property
+    def cut(self) -> bool:
+        """Whether this process holds only parts of vectors."""
+        return self.spread is not None and self.spread.cut
+
     def _pack(self) -> Iterator[_Segment]:
+        weights = [1.0] * len(self.numels) if self.spread is None else self.spread.weights
+        kinds = list(zip(self.dtypes, self.devices, weights, strict=True))
         first, offsets = 0, [0]
-        for i, (n, dtype, device) in enumerate(zip(self.numels, self.dtypes, self.devices, strict=True)):
-            fits = offsets[-1] + n <= SEGMENT_NUMEL
-            if i > first and not (fits and dtype == self.dtypes[first] and device == self.devices[first]):
-                yield _Segment(first, tuple(offsets), self.dtypes[first], self.devices[first])
+        for i, n in enumerate(self.numels):
+            if i > first and not (offsets[-1] + n <= SEGMENT_NUMEL and kinds[i] == kinds[first]):
+                yield _Segment(first, tuple(offsets), *kinds[first])
                 first, offsets = i, [0]
             offsets.append(offsets[-1] + n)
-        yield _Segment(first, tuple(offsets), self.dtypes[first], self.devices[first])
+        yield _Segment(first, tuple(offsets), *kinds[first])
+
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over this process's entries, made those over all entries (in place)."""
+        return sums if self.spread is None else self.spread.total(sums)
+
+    def agree(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The same bits on all processes (in place): decisions are taken on these."""
+        return numbers if self.spread is None else self.spread.agree(numbers)
+
+    def dot(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+        """Inner product of two whole vectors, accumulated in float64 (one synchronisation per device)."""
+        if self.spread is None:
+            return dot(a, b)
+        parts = zip(self.spread.weights, a, b, strict=True)
+        local = sum(weight * dot([x], [y]) for weight, x, y in parts)
+        return float(self.agree(self.total(torch.tensor([local], dtype=torch.float64, device=self.device))))
+
+    def norm(self, a: Sequence[torch.Tensor]) -> float:
+        """Euclidean norm of a whole vector."""
+        return math.sqrt(self.dot(a, a))
+
+    def squared_norms(self, vector: Sequence[torch.Tensor]) -> list[float]:
+        """Squared length of every tensor of a whole vector."""
+        weights = [1.0] * len(vector) if self.spread is None else self.spread.weights
+        sums = [weight * dot([t], [t]) for weight, t in zip(weights, vector, strict=True)]
+        found: list[float] = self.total(torch.tensor(sums, dtype=torch.float64, device=self.device)).tolist()
+        return found
+
+    @property
+    def whole_shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of whole tensors, however they are spread."""
+        return self.shapes if self.spread is None else self.spread.shapes
 
     def normal(self, *key: int) -> Vector:
-        """Standard normal vector that depends on `key` only, tensor by tensor."""
-        specs = zip(self.shapes, self.dtypes, self.devices, strict=True)
-        return [normal_like(s, t, d, key=(*key, i)) for i, (s, t, d) in enumerate(specs)]
+        """Standard normal vector that depends on `key` only, tensor by tensor, however vectors are spread."""
+        specs = enumerate(zip(self.dtypes, self.devices, strict=True))
+        if self.spread is None:
+            return [normal_like(self.shapes[i], t, d, key=(*key, i)) for i, (t, d) in specs]
+        whole, part = self.spread.shapes, self.spread.part
+        return [part(i, normal_like(whole[i], t, d, key=(*key, i))).clone() for i, (t, d) in specs]
 
     def zeros(self) -> Vector:
         """The zero vector."""
@@ -132,11 +186,13 @@ class VectorSpace:
         return [torch.zeros(s, dtype=t, device=d) for s, t, d in specs]
 
     def check(self, vector: Sequence[torch.Tensor], *, name: str = "vector") -> Vector:
-        """Return `vector` as a list in this space's dtypes and devices.
+        """Return `vector` as a list of this process's parts in this space's dtypes and devices.
 
         Raises:
             ShapeMismatchError: Another number of tensors, or a tensor of another shape.
         """
+        if self.spread is not None and len(vector) == len(self.shapes):
+            vector = [self.spread.part(i, t) for i, t in enumerate(vector)]
         found = [tuple(t.shape) for t in vector]
         if found != [tuple(s) for s in self.shapes]:
             raise ShapeMismatchError(
@@ -146,8 +202,15 @@ class VectorSpace:
         specs = zip(vector, self.dtypes, self.devices, strict=True)
         return [t.detach().to(device=d, dtype=dt) for t, dt, d in specs]
 
+    def present(self, vector: Sequence[torch.Tensor]) -> Vector:
+        """A vector as the user knows it: DTensors where the parameters are."""
+        if self.spread is None:
+            return list(vector)
+        return [self.spread.present(i, t) for i, t in enumerate(vector)]
+
     def unflatten(self, flat: torch.Tensor) -> Vector:
         """Split a flat tensor of `numel` elements into this space's tensors (views where dtype and device agree)."""
+        self.refuse_flat()
         if flat.numel() != self.numel:
             raise ShapeMismatchError(
                 f"a flat vector has {flat.numel()} elements, the operator needs {self.numel}: "
@@ -155,6 +218,14 @@ class VectorSpace:
             )
         parts = torch.split(flat.reshape(-1), list(self.numels))
         return self.check([p.view(s) for p, s in zip(parts, self.shapes, strict=True)])
+
+    def refuse_flat(self) -> None:
+        """Raise where no process holds whole vectors."""
+        if self.cut:
+            raise HVPUnsupportedError(
+                "the parameters are sharded over processes, so none of them holds a flat vector. Pass and take lists "
+                "of DTensors, one per parameter."
+            )
 
 
 def _short(shapes: Sequence[Sequence[int]], limit: int = 6) -> str:
@@ -192,16 +263,20 @@ class Basis:
         torch._foreach_copy_(self.views(row), list(vector))
 
     def _blocks(self) -> Iterator[torch.Tensor]:
+        for block, _ in self._weighted_blocks():
+            yield block
+
+    def _weighted_blocks(self) -> Iterator[tuple[torch.Tensor, float]]:
         for segment, buffer in zip(self.space.segments, self.buffers, strict=True):
             for columns in segment.blocks():
-                yield buffer[:, columns]
+                yield buffer[:, columns], segment.weight
 
     def project(self, count: int, row: int) -> torch.Tensor:
         """Inner products of rows ``0..count-1`` with row `row`: a float64 tensor (count,), not synchronised."""
         total = torch.zeros(count, dtype=torch.float64, device=self._scalars_on)
-        for block in self._blocks():
-            total += torch.mv(block[:count], block[row]).to(total)
-        return total
+        for block, weight in self._weighted_blocks():
+            total.add_(torch.mv(block[:count], block[row]).to(total), alpha=weight)
+        return self.space.total(total)
 
     def subtract(self, count: int, row: int, coefficients: torch.Tensor) -> None:
         """row -= coefficients @ rows ``0..count-1``, in place."""
@@ -211,9 +286,9 @@ class Basis:
     def norm(self, row: int) -> torch.Tensor:
         """Euclidean norm of row `row`: a float64 scalar, not synchronised."""
         total = torch.zeros((), dtype=torch.float64, device=self._scalars_on)
-        for block in self._blocks():
-            total += torch.dot(block[row], block[row]).to(total)
-        return total.sqrt()
+        for block, weight in self._weighted_blocks():
+            total.add_(torch.dot(block[row], block[row]).to(total), alpha=weight)
+        return self.space.total(total).sqrt()
 
     def scale(self, row: int, factor: torch.Tensor) -> None:
         """row *= factor, in place."""

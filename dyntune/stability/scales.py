@@ -100,7 +100,12 @@ def diagonal_scale(
         )
     if identity:
         return None
-    return [torch.as_tensor(scales[id(t)], dtype=t.dtype, device=t.device).expand_as(t) for t in tensors]
+    # State of parameters in bfloat16 or float16 is stored like them; products are not.
+    dtypes = [torch.promote_types(t.dtype, torch.float32) for t in tensors]
+    return [
+        torch.as_tensor(scales[id(t)], dtype=dtype, device=t.device).expand_as(t)
+        for t, dtype in zip(tensors, dtypes, strict=True)
+    ]
 
 
 def _scale(
