@@ -11,17 +11,23 @@ from typing import Any
 __all__ = [
     "AmbiguousLossError",
     "BatchError",
+    "CheckpointError",
+    "DistributedError",
     "DyntuneError",
     "EmptyBatchError",
     "HVPUnsupportedError",
+    "InsufficientMemoryError",
     "InvalidArgumentError",
+    "MissingDependencyError",
     "NoGradientError",
     "NoParametersError",
     "NonFiniteError",
+    "NondeterministicLossError",
     "NotConvergedError",
     "OneShotIteratorError",
     "OptimizerMismatchError",
     "RefusedError",
+    "RunFileError",
     "ShapeMismatchError",
     "StaleOperatorError",
     "UnsupportedDtypeError",
@@ -41,8 +47,24 @@ class DyntuneError(Exception):
         self.partial = partial
 
 
+class DistributedError(DyntuneError, RuntimeError):
+    """Another process of the job failed or did not answer, so that nothing could be measured together."""
+
+
 class InvalidArgumentError(DyntuneError, ValueError):
     """An argument lies outside its permitted range."""
+
+
+class MissingDependencyError(DyntuneError, ImportError):
+    """A package that only an extra brings is needed and not installed."""
+
+
+class CheckpointError(DyntuneError, ValueError):
+    """A checkpoint cannot be read without running code, is damaged, or does not fit the model."""
+
+
+class RunFileError(DyntuneError, ValueError):
+    """A file is not a recorded run, or one of a newer version, or stands in the way of a new one."""
 
 
 class BatchError(DyntuneError, ValueError):
@@ -91,6 +113,14 @@ class StaleOperatorError(DyntuneError, RuntimeError):
 
 class HVPUnsupportedError(DyntuneError, RuntimeError):
     """The model cannot be differentiated twice, and no fallback was permitted."""
+
+
+class InsufficientMemoryError(DyntuneError, MemoryError):
+    """Memory ran out, even with the lightest way of measuring that was permitted."""
+
+
+class NondeterministicLossError(DyntuneError, RuntimeError):
+    """The loss of one batch at fixed parameters differs from one evaluation to the next."""
 
 
 class RefusedError(DyntuneError, ValueError):

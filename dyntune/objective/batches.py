@@ -7,7 +7,7 @@ Any other re-iterable (a DataLoader) is drawn from once and frozen. One-shot ite
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from itertools import islice, pairwise
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from dyntune.errors import BatchError, EmptyBatchError, InvalidArgumentError, OneShotIteratorError
 from dyntune.objective.state import preserved_rng
 
-__all__ = ["freeze_batches", "is_single_batch", "num_rows", "split_rows", "tensors_of", "to_device"]
+__all__ = ["freeze_batches", "is_single_batch", "map_tensors", "num_rows", "split_rows", "tensors_of", "to_device"]
 
 
 def is_single_batch(batches: Any) -> bool:
@@ -155,12 +155,21 @@ def _rows(batch: Any, rows: int, part: slice) -> Any:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on `device`; the user's containers are never written to."""
-    if isinstance(batch, torch.Tensor):
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
         # A tensor made under inference_mode cannot be saved for backward; its clone can.
-        moved = batch.clone() if batch.is_inference() else batch
-        return moved if moved.device == device else moved.to(device)
+        usable = tensor.clone() if tensor.is_inference() else tensor
+        return usable if usable.device == device else usable.to(device)
+
+    return map_tensors(batch, moved)
+
+
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The batch with `change` applied to each of its tensors, in containers of the same kind."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
     if isinstance(batch, Mapping):
-        items = {key: to_device(value, device) for key, value in batch.items()}
+        items = {key: map_tensors(value, change) for key, value in batch.items()}
         if all(items[key] is batch[key] for key in items):
             return batch
         # A shallow copy keeps the type (BatchEncoding has attributes), where its copy does not share the items.
@@ -170,7 +179,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
             return twin
         return items
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(item, device) for item in batch))
+        return type(batch)(*(map_tensors(item, change) for item in batch))
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(item, device) for item in batch)
+        return type(batch)(map_tensors(item, change) for item in batch)
     return batch

@@ -23,7 +23,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeAlias
 
 import torch
@@ -33,7 +33,9 @@ from dyntune.errors import DyntuneError, HVPUnsupportedError, StaleOperatorError
 from dyntune.numerics.operator import Product
 from dyntune.numerics.vectors import Vector
 from dyntune.objective.context import differentiable_forward
+from dyntune.objective.fsdp import backward_gradient, moved_shards
 from dyntune.objective.objective import Objective, differentiate
+from dyntune.objective.shards import Sharded
 from dyntune.objective.state import same_bits
 from dyntune.objective.triage import check_twice_differentiable
 
@@ -60,7 +62,7 @@ FD_STEP = {torch.float32: 1e-2, torch.float64: 7e-4}
 @contextmanager
 def unchanged_parameters(objective: Objective) -> Iterator[Callable[[], None]]:
     """Yields a check that raises when a parameter was written to; writes through ``.data`` are found at the end."""
-    tensors = objective.tensors
+    tensors = list(objective.parameters.values())
     versions = [p._version for p in tensors]
     # A checksum would miss a change of sign or order; one copy is little beside the basis of a Lanczos run.
     before = [p.detach().clone() for p in tensors]
@@ -139,8 +141,8 @@ def _swapped_gradient(
 @contextmanager
 def retained_graph_session(objective: Objective) -> Iterator[Product]:
     """Exact; one gradient with its graph when opened, then one backward pass through that graph per product."""
-    parameters = objective.tensors
     with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
+        parameters = objective.tensors
         gradient = _twice(objective, objective.total_loss(buffers))
 
         def product(vector: Sequence[torch.Tensor]) -> Vector:
@@ -153,8 +155,8 @@ def retained_graph_session(objective: Objective) -> Iterator[Product]:
 @contextmanager
 def reforward_session(objective: Objective) -> Iterator[Product]:
     """Exact; every product runs forward, backward and backward again, one batch at a time."""
-    parameters = objective.tensors
     with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
+        parameters = objective.tensors
 
         def product(vector: Sequence[torch.Tensor]) -> Vector:
             check()
@@ -199,7 +201,7 @@ def forward_over_reverse_session(objective: Objective) -> Iterator[Product]:
                 with forward_ad.dual_level():
                     duals = {
                         name: forward_ad.make_dual(p.detach(), v).requires_grad_()  # type: ignore[no-untyped-call]
-                        for (name, p), v in zip(objective.parameters.items(), vector, strict=True)
+                        for (name, p), v in zip(objective.present.items(), vector, strict=True)
                     }
                     with objective.swapped(duals):
                         loss = objective.batch_loss(index, buffers)
@@ -228,14 +230,21 @@ class FiniteDifference:
 
     @contextmanager
     def session(self, objective: Objective) -> Iterator[Product]:
-        """Finite differences on copies of the parameters; the user's tensors are only read."""
+        """Finite differences on copies of the parameters; only FSDP's shards are written to, and put back."""
         step = FD_STEP[objective.space.dtype]
-        with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
+        length_of = objective.layout.inner_norm(objective.space)
+        with ExitStack() as stack:
+            buffers = stack.enter_context(objective.differentiating())
+            check = stack.enter_context(unchanged_parameters(objective))
 
-            def gradient_at(vector: Sequence[torch.Tensor], shift: float) -> Vector:
+            def gradient_on_shards(vector: Sequence[torch.Tensor], shift: float) -> Vector:
+                with moved_shards(objective.parameters.values(), vector, shift):
+                    return backward_gradient(objective, buffers)
+
+            def gradient_on_copies(vector: Sequence[torch.Tensor], shift: float) -> Vector:
                 moved = {
                     name: torch.add(p.detach(), v, alpha=shift).requires_grad_()
-                    for (name, p), v in zip(objective.parameters.items(), vector, strict=True)
+                    for (name, p), v in zip(objective.present.items(), vector, strict=True)
                 }
 
                 def term(index: int) -> tuple[Vector, float | torch.Tensor]:
@@ -246,20 +255,22 @@ class FiniteDifference:
 
                 return objective.accumulate(term)
 
+            gradient_at = gradient_on_shards if isinstance(objective.layout, Sharded) else gradient_on_copies
+
             def central(vector: Sequence[torch.Tensor], h: float) -> Vector:
                 difference = torch._foreach_sub(gradient_at(vector, h), gradient_at(vector, -h))
                 return list(torch._foreach_div(difference, 2 * h))
 
             def product(vector: Sequence[torch.Tensor]) -> Vector:
                 check()
-                length = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(vector)))))
+                length = length_of(vector)
                 if length == 0.0:
                     return [torch.zeros_like(v) for v in vector]
                 coarse = central(vector, step / length)
                 fine = central(vector, step / (2 * length))
                 gap = torch._foreach_sub(fine, coarse)
-                size = float(torch.stack(torch._foreach_norm(fine)).norm())
-                error = float(torch.stack(torch._foreach_norm(gap)).norm()) / size if size > 0 else 0.0
+                size = length_of(fine)
+                error = length_of(gap) / size if size > 0 else 0.0
                 self.worst_error = max(self.worst_error or 0.0, error)
                 return list(torch._foreach_add(fine, gap, alpha=1 / 3))
 

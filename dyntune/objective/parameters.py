@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dyntune.errors import InvalidArgumentError, NonFiniteError, NoParametersError, UnsupportedDtypeError
+from dyntune.objective.dtensor import local
 
 __all__ = ["ParameterSelection", "clean_name", "named_parameters", "select_parameters"]
 
@@ -31,17 +32,23 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def select_parameters(model: nn.Module, selection: ParameterSelection = None) -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: nn.Module,
+    selection: ParameterSelection = None,
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+) -> dict[str, nn.Parameter]:
     """Trainable parameters by clean name, tied ones once, in the model's order.
 
     Args:
         model: The (unwrapped) model.
         selection: A glob or several (``"layers.*.weight"``), a predicate on names, or None for all.
+        dtypes: What parameters may be stored in.
 
     Raises:
         NoParametersError: Nothing trainable is left.
         InvalidArgumentError: `selection` is none of these, or a selected parameter is not one that autograd can use.
-        UnsupportedDtypeError: A selected parameter is not float32 or float64.
+        UnsupportedDtypeError: A selected parameter is stored in another dtype.
         NonFiniteError: A selected parameter holds NaN or infinity.
     """
     trainable = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
@@ -59,7 +66,7 @@ def select_parameters(model: nn.Module, selection: ParameterSelection = None) ->
             f"{', '.join(list(trainable)[:6])}. Globs match whole names: '*.weight', 'encoder.*'."
         )
     for name, parameter in chosen.items():
-        if parameter.dtype not in (torch.float32, torch.float64):
+        if parameter.dtype not in dtypes:
             raise UnsupportedDtypeError(
                 f"parameter {name!r} is stored in {parameter.dtype}: curvature drowns in its rounding. Measure a "
                 "float32 copy: dyntune.hessian(copy.deepcopy(model).float(), ...)."
@@ -101,11 +108,11 @@ def _is_empty(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _check_finite(parameters: dict[str, nn.Parameter]) -> None:
-    with torch.no_grad():
-        norms = torch._foreach_norm([p.detach() for p in parameters.values()], ord=float("inf"))
-        finite = torch.stack([torch.isfinite(n).to("cpu") for n in norms])
-    if not bool(finite.all()):
-        bad = [name for name, ok in zip(parameters, finite.tolist(), strict=True) if not ok]
+    parts = {name: part for name, p in parameters.items() if (part := local(p.detach())).numel()}
+    norms = torch._foreach_norm(list(parts.values()), ord=float("inf")) if parts else ()
+    finite = torch.stack([torch.isfinite(n).to("cpu") for n in norms]).tolist() if norms else []
+    if not all(finite):
+        bad = [name for name, ok in zip(parts, finite, strict=True) if not ok]
         raise NonFiniteError(
             f"parameter {bad[0]!r} ({len(bad)} in all) holds NaN or infinity: the run has already diverged. Measure an "
             "earlier checkpoint."

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dyntune.errors import EmptyBatchError, HVPUnsupportedError, InvalidArgumentError, NoGradientError, NonFiniteError
+from dyntune.objective.dtensor import local
 from dyntune.objective.parameters import named_parameters
+from dyntune.objective.shards import Sharded
 from dyntune.objective.state import BorrowedBuffers, parameter_slots, same_bits, swapped
 from dyntune.objective.triage import reaches, suspects
 
 if TYPE_CHECKING:
     from dyntune.objective.objective import Objective, Weighted
 
-__all__ = ["probe", "stand_ins"]
+__all__ = ["Probed", "probe", "stand_ins"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What one forward pass per batch told.
+
+    Args:
+        forward_bytes: What the largest batch's graph saves for the backward pass, parameters apart.
+        suspects: Operations whose second derivative has to be verified.
+        first_loss: Loss of the first batch.
+        weight: Sum of the weights of the batches that were checked.
+    """
+
+    forward_bytes: int
+    suspects: tuple[str, ...]
+    first_loss: float
+    weight: float
 
 
 @contextmanager
@@ -45,10 +65,10 @@ def stand_ins(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 def probe(
     objective: Objective,
     buffers: BorrowedBuffers,
-    parameters: dict[str, torch.Tensor],
+    parameters: Mapping[str, torch.Tensor],
     *,
     num_checked: int | None = None,
-) -> tuple[int, tuple[str, ...]]:
+) -> Probed:
     """Evaluate every batch once, or the first `num_checked`, within ``objective.measuring()``.
 
     Args:
@@ -58,40 +78,45 @@ def probe(
         num_checked: How many batches; None for all.
 
     Returns:
-        The bytes that the largest batch's graph saves for the backward pass, parameters apart, and the names of the
-        operations whose second derivative has to be verified.
+        What was found.
 
     Raises:
         EmptyBatchError, InvalidArgumentError, NonFiniteError: A batch's count or loss is zero, negative or not finite.
         NoGradientError: No batch's loss depends on the selected parameters.
-        HVPUnsupportedError: Reentrant checkpointing.
+        HVPUnsupportedError: Reentrant checkpointing; a parameter in low precision that is not taken from the model.
     """
     wanted = [*objective.tensors, *(parameters[name] for name in objective.parameters)]
-    largest, connected, found = 0, False, set[str]()
+    # FSDP's own passes lead to whole parameters that it makes and frees itself: the graph cannot be followed there.
+    connected = isinstance(objective.layout, Sharded)
+    largest, found, first, weight = 0, set[str](), math.nan, 0.0
     for index in range(len(objective.batches[:num_checked])):
         term, size = _measured_term(objective, index, buffers, parameters.values())
         _check_term(objective, index, term)
+        first = float(term.value.detach()) if index == 0 else first
+        weight += float(term.weight)
         largest = max(largest, size)
         found.update(suspects(term.value))
         _refuse_reentrant(found)
+        _refuse_past_copies(objective, term.value)
         connected = connected or reaches(term.value, wanted)
+        del term  # its graph, before there is another one
     if not connected:
         raise NoGradientError(
             "the loss does not depend on the selected parameters through autograd. Is it computed under "
             "torch.no_grad(), from detached or .item() values, or from other parameters than those selected?"
         )
-    return largest, tuple(sorted(found))
+    return Probed(forward_bytes=largest, suspects=tuple(sorted(found)), first_loss=first, weight=weight)
 
 
 def _measured_term(
     objective: Objective, index: int, buffers: BorrowedBuffers, parameters: Iterable[torch.Tensor]
 ) -> tuple[Weighted, int]:
     """A batch's loss, and the bytes that its graph saved for the backward pass apart from parameters."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
+    own = {local(p).untyped_storage().data_ptr() for p in parameters}
     seen: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
@@ -117,6 +142,17 @@ def _check_term(objective: Objective, index: int, term: Weighted) -> None:
             f"the loss of batch {index} is {float(term.value.detach())}: its derivatives are undefined. Check the "
             "inputs, the targets, and whether the run has already diverged."
         )
+
+
+def _refuse_past_copies(objective: Objective, loss: torch.Tensor) -> None:
+    """The user's own tensor in the loss would be missed: its copy is what moves."""
+    for name, p in objective.parameters.items():
+        if p is not objective.precision.of(p) and reaches(loss, [p]):
+            raise HVPUnsupportedError(
+                f"the loss uses parameter {name!r} not through the model (a list made earlier, perhaps), and it is "
+                f"stored in {p.dtype}, so that a float32 copy is measured in its place. Inside loss_fn, take "
+                "parameters from the model: for p in model.parameters()."
+            )
 
 
 def _refuse_reentrant(functions: Iterable[str]) -> None:

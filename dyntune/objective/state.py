@@ -7,14 +7,48 @@ by clones while a measurement runs, random states are saved and restored.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["BorrowedBuffers", "parameter_slots", "preserved_rng", "preserved_state", "same_bits", "seed_all", "swapped"]
+from dyntune.objective.dtensor import local
+
+__all__ = [
+    "BorrowedBuffers",
+    "own_generators",
+    "parameter_slots",
+    "preserved_rng",
+    "preserved_state",
+    "same_bits",
+    "seed_all",
+    "swapped",
+    "undone",
+]
+
+# Random sources that a module may hold: those of torch, NumPy (both kinds) and Python.
+Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+
+@contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Run `undo` at the end, and once more: an exception in the middle of putting things back comes out after that.
+
+    Ctrl-C can arrive there, too, and what is put back goes through torch, where a mode of the user's may raise.
+
+    Args:
+        undo: Puts one kind of thing back; does no harm when it is repeated.
+    """
+    try:
+        yield
+    finally:
+        try:
+            undo()
+        finally:
+            undo()
 
 
 @contextmanager
@@ -22,14 +56,16 @@ def preserved_rng() -> Iterator[None]:
     """Save and restore the global random states of Python, NumPy and torch (all initialised CUDA devices)."""
     python_state, numpy_state, cpu_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if _cuda_ready() else []
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(cpu_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+    with undone(undo):
+        yield
 
 
 def _cuda_ready() -> bool:
@@ -37,8 +73,41 @@ def _cuda_ready() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def seed_all(seed: int) -> None:
-    """Seed every global generator; only inside :func:`preserved_rng`.
+def own_generators(model: nn.Module) -> list[Generator]:
+    """The generators that the model's modules hold as attributes, each once."""
+    found = {id(item): item for m in model.modules() for item in vars(m).values() if isinstance(item, Generator)}
+    return list(found.values())
+
+
+def _state(generator: Generator) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state()
+
+
+def _set_state(generator: Generator, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _seed(generator: Generator, seed: int) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        kind: Any = type(generator.bit_generator)
+        generator.bit_generator.state = kind(seed).state
+    else:
+        generator.seed(seed % 2**32)  # the range of RandomState
+
+
+def seed_all(seed: int, own: Iterable[Generator] = ()) -> None:
+    """Seed every global generator, and the model's `own`; only inside :func:`preserved_state`.
 
     The generators are seeded one by one because ``torch.manual_seed`` would also leave a pending seed on a CUDA that
     the user initialises later.
@@ -49,6 +118,8 @@ def seed_all(seed: int) -> None:
     if _cuda_ready():
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)
+    for held in own:
+        _seed(held, seed)
 
 
 class BorrowedBuffers:
@@ -56,9 +127,14 @@ class BorrowedBuffers:
 
     BatchNorm and spectral normalisation write to their buffers in the forward pass. With clones in their place the
     user's tensors keep even their version counters, so a graph that the user holds stays valid.
+
+    Args:
+        model: The model.
+        dtype: The dtype of a clone by that of its buffer.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype) -> None:
+        self._dtype = dtype
         self._slots = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
         self._clones: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -74,7 +150,7 @@ class BorrowedBuffers:
             if id(original) in fresh:
                 clone = fresh[id(original)]
             elif clone is None or clone._version != version or original.is_floating_point():
-                clone = original.detach().clone()
+                clone = original.detach().to(self._dtype(original.dtype), copy=True)
                 self._clones[id(original)] = (clone, clone._version)
             fresh[id(original)] = clone
             module._buffers[name] = clone
@@ -82,6 +158,7 @@ class BorrowedBuffers:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal as memory is: NaN equals itself here, and 0.0 does not equal -0.0."""
+    a, b = local(a.detach()), local(b.detach())
     if a.device != b.device or a.dtype != b.dtype:
         return False
     return torch.equal(*(t.detach().contiguous().view(-1).view(torch.uint8) for t in (a, b)))
@@ -135,27 +212,52 @@ class _Attributes:
 
 
 @contextmanager
-def preserved_state(model: nn.Module) -> Iterator[BorrowedBuffers]:
+def preserved_state(
+    model: nn.Module, dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+) -> Iterator[BorrowedBuffers]:
     """Set gradients aside, lend clones of the buffers, and put everything back afterwards, also after an exception.
 
     Gradients are replaced by None meanwhile, so that a loss function which calls ``backward()`` itself accumulates
     into tensors that are thrown away. Modes are put back with the other attributes of the modules.
+
+    Args:
+        model: The model.
+        dtype: See :class:`BorrowedBuffers`.
     """
     attributes = [_Attributes(m) for m in model.modules()]
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     gradients = [p.grad for p in parameters]
-    with preserved_rng():
-        try:
-            for p in parameters:
-                p.grad = None
-            buffers = BorrowedBuffers(model)
-            buffers.renew()
-            yield buffers
-        finally:
-            for p, flag, gradient in zip(parameters, flags, gradients, strict=True):
-                if p.requires_grad != flag:
-                    p.requires_grad_(flag)
-                p.grad = gradient
-            for saved in attributes:
-                saved.restore()
+    generators = [(g, _state(g)) for g in own_generators(model)]
+    mode = torch.is_grad_enabled()
+
+    def undo_gradients() -> None:
+        for p, flag, gradient in zip(parameters, flags, gradients, strict=True):
+            if p.requires_grad != flag:
+                p.requires_grad_(flag)
+            p.grad = gradient
+
+    def undo_attributes() -> None:
+        for saved in attributes:
+            saved.restore()
+
+    def undo_generators() -> None:
+        for generator, state in generators:
+            _set_state(generator, state)
+
+    def undo_mode() -> None:
+        torch.set_grad_enabled(mode)
+
+    # Each by itself: what cannot be put back does not keep the others from it.
+    with (
+        preserved_rng(),
+        undone(undo_mode),
+        undone(undo_generators),
+        undone(undo_attributes),
+        undone(undo_gradients),
+    ):
+        for p in parameters:
+            p.grad = None
+        buffers = BorrowedBuffers(model, dtype)
+        buffers.renew()
+        yield buffers

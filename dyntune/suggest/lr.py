@@ -120,7 +120,14 @@ def suggest_lr(
     # No run of the pilot sees a batch twice as long as the loader has fresh ones. One batch is checked beforehand: the
     # others come up in training, where a loss that is not finite counts as a blow-up.
     objective = Objective(
-        model, batches, loss_fn, criterion=criterion, num_batches=max(16, max_gradients // 3), num_checked=1, seed=seed
+        model,
+        batches,
+        loss_fn,
+        criterion=criterion,
+        num_batches=max(16, max_gradients // 3),
+        num_checked=1,
+        widen=False,  # a twin that trains in float32 says nothing about steps that are rounded to bfloat16
+        seed=seed,
     )
     meter = CostMeter(max_gradients)
     meter.charge(FORWARD_COST)
