@@ -14,7 +14,7 @@ BENCH_STAMP := $(BENCH)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --doctest-modules dyntune tests
 
 # What `import dyntune` must not load: slow imports, and frameworks that only an extra brings.
-HEAVY := matplotlib scipy.optimize pandas sklearn rich optuna lightning transformers stable_baselines3 gymnasium \
+HEAVY := matplotlib scipy.optimize pandas sklearn rich optuna safetensors lightning transformers stable_baselines3 gymnasium \
          tensorboard wandb mlflow cleanlab flwr
 
 .DEFAULT_GOAL := help
@@ -44,6 +44,7 @@ check: $(STAMP) ## format, lint, types, floors of the architecture, a light and 
 	  sys.exit(f"import dyntune loads {found}: import them where they are used" if found else 0)' $(HEAVY)
 
 bench: $(BENCH_STAMP) ## compare with the peers, in an environment of its own
+	$(BENCH)/bin/python benchmarks/obstacles.py
 	$(BENCH)/bin/python benchmarks/peers.py
 
 docs: $(DOCS_STAMP) ## build the documentation into docs/_build/html; warnings are errors

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-import torch
 
 from dyntune.cli import main
+from tests.documents import ROOT, blocks, readers_names, run
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def code(language: str, body: str) -> str:
-    """A diff as it is once applied; anything else as it is."""
-    if language != "diff":
-        return body
-    kept = [line for line in body.splitlines() if not line.startswith("-")]
-    assert all(line[:2] in ("+ ", "  ", "") for line in kept)
-    return "\n".join(line[2:] for line in kept)
+BLOCKS = blocks(ROOT / "README.md")
 
 
 @pytest.fixture
 def names():
-    """What a reader has: a model, data and a loss."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
-    x = torch.randn(256, 8, generator=generator)
-    y = x[:, :3].argmax(dim=1)
-    data = torch.utils.data.TensorDataset(x, y)
-    loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, generator=generator)
-    return {
-        "torch": torch,
-        "model": model,
-        "loader": loader,
-        "batch": (x[:32], y[:32]),
-        "criterion": torch.nn.CrossEntropyLoss(),
-    }
+    return readers_names()
 
 
 def test_there_is_code_to_run():
@@ -50,9 +24,7 @@ def test_there_is_code_to_run():
 
 def test_the_code_runs_from_top_to_bottom(names, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for language, body in BLOCKS:
-        if language in ("diff", "python"):
-            exec(compile(code(language, body), f"README.md ({language})", "exec"), names)  # our own text
+    run(ROOT / "README.md", names)
     assert names["rec"].value is not None
     assert names["found"].converged
     assert (tmp_path / "density.png").stat().st_size > 1000

@@ -1,5 +1,10 @@
 """Figures: for each, what is shown as plain data, and the drawing of it. Importing this loads matplotlib."""
 
+from dyntune.plots.blocks import plot_block_mass as plot_block_mass
+from dyntune.plots.blocks import plot_blocks as plot_blocks
 from dyntune.plots.density import plot_density as plot_density
 from dyntune.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
 from dyntune.plots.recommendation import plot_recommendation as plot_recommendation
+from dyntune.plots.run import plot_run as plot_run
+from dyntune.plots.sharpness import plot_sharpness as plot_sharpness
+from dyntune.plots.slices import plot_slice as plot_slice

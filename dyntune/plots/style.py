@@ -25,10 +25,12 @@ __all__ = [
     "PAPER",
     "ROLES",
     "cleaned",
+    "inner_axes",
     "label",
     "new_axes",
     "number",
     "tidy",
+    "width_of",
 ]
 
 # Okabe and Ito (2008), "Color Universal Design": apart for every kind of colour vision, here on white.
@@ -78,6 +80,19 @@ def new_axes(*, height: float) -> Axes:
     with rc_context(_RC):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         return figure.add_subplot()
+
+
+def inner_axes(ax: Axes, *, bottom: float, height: float) -> Axes:
+    """Axes as wide as `ax` within it, from `bottom` on; both as shares of its height."""
+    with rc_context(_RC):
+        return ax.inset_axes((0.0, bottom, 1.0, height))
+
+
+def width_of(ax: Axes) -> float:
+    """Inches that `ax` has with all that stands beside it, before a layout has been made."""
+    figure = ax.get_figure(root=True)
+    whole = figure.get_figwidth() if figure is not None else WIDTH
+    return float(whole * ax.get_position(original=True).width / 0.775)  # 0.775: what default margins leave of a figure
 
 
 def tidy(

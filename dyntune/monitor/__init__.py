@@ -1,0 +1,1 @@
+"""Measurements over time, and the record of them that everything above reads."""
