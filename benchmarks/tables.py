@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "results" / "index.md")
+DOCUMENTS = HERE.parent / "docs" / "results"
+PAGES = (HERE.parent / "README.md", DOCUMENTS / "index.md", DOCUMENTS / "obstacles.md")
 RESULTS = HERE / "results"
 
 Record = dict[str, Any]
@@ -206,11 +207,69 @@ def scale(result: Record) -> str:
     return "\n\n".join([_table(header, rows), _origin(result["provenance"])])
 
 
+def _tally(rows: list[Record]) -> str:
+    """How often each tool was right, and how often not."""
+    verdicts = {
+        "right": ("right",),
+        "refused with the fix": ("refused",),
+        "error": ("error",),
+        "wrong with a warning": ("warned",),
+        "**silently wrong**": ("wrong",),
+    }
+    lines = []
+    for tool in rows[0]["results"]:
+        found = [row["results"][tool] for row in rows]
+        counts = [sum(r["verdict"] in kinds for r in found) for kinds in verdicts.values()]
+        lines.append([_bold_if_dyntune(tool), *map(str, counts), str(sum(bool(r["moved"]) for r in found))])
+    return _table([f"{len(rows)} rows", *verdicts, "left a trace"], lines)
+
+
+def _obstacle_cell(found: Record) -> str:
+    texts = {
+        "right": "right",
+        "refused": found["error"],
+        "error": f"error: {found['error']}",
+        "warned": f"warned: {found['detail'].split(';')[0]}",
+        "wrong": f"**wrong**: {found['detail']}",
+    }
+    trace = f" †{', '.join(found['moved'])}" if found["moved"] else ""
+    return f"{texts[found['verdict']]}{trace}"
+
+
+def _obstacle_own_cell(row: Record) -> str:
+    """What dyntune did: by which engine, how far off, and how."""
+    found = row["results"]["dyntune"]
+    parts = [row["method"], found["detail"]] if found["verdict"] == "right" else [_obstacle_cell(found)]
+    return "; ".join([*parts, row["note"]] if row["note"] else parts)
+
+
+def obstacles(result: Record) -> str:
+    """Everything that benchmarks/obstacles.py measured."""
+    rows = result["rows"]
+    parts = [_tally(rows)]
+    peers_of = [tool for tool in rows[0]["results"] if tool != "dyntune"]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines = [
+            [row["name"], _obstacle_own_cell(row), *(_obstacle_cell(row["results"][tool]) for tool in peers_of)]
+            for row in rows
+            if row["group"] == group
+        ]
+        parts += [f"## {group[0].upper()}{group[1:]}", _table([group, "**dyntune**", *peers_of], lines)]
+    return "\n\n".join([*parts, _origin(result["provenance"])])
+
+
+def obstacles_short(result: Record) -> str:
+    """The counts only."""
+    return "\n\n".join([_tally(result["rows"]), _origin(result["provenance"])])
+
+
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
     "peers-full": ("peers", peers),
     "spectra": ("spectra", spectra),
     "scale": ("scale", scale),
+    "obstacles": ("obstacles", obstacles),
+    "obstacles-short": ("obstacles", obstacles_short),
 }
 
 

@@ -289,7 +289,8 @@ def hessian(
     BatchNorm uses batch statistics.
 
     Args:
-        model: A module. Parameters stored in bfloat16 or float16 are measured through a float32 copy.
+        model: A module. Parameters stored in bfloat16 or float16 are measured through float32 copies, which take four
+            bytes each while a measurement runs, frozen ones included.
         batches: One batch (a tensor, a mapping, or a list/tuple that begins with a tensor), a list of batches, or a
             re-iterable such as a DataLoader.
         loss_fn: ``(model, batch) -> scalar mean`` or ``dyntune.Loss``; a torch loss is taken as `criterion`.

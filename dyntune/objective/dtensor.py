@@ -18,8 +18,12 @@ def is_distributed_tensor(tensor: torch.Tensor) -> bool:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor."""
-    return tensor.to_local() if is_distributed_tensor(tensor) else tensor  # type: ignore[attr-defined]
+    """This process's part of a tensor, when it has arrived."""
+    part: torch.Tensor = tensor.to_local() if is_distributed_tensor(tensor) else tensor  # type: ignore[attr-defined]
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is not None and isinstance(part, module.AsyncCollectiveTensor):
+        part = part.trigger_wait()  # type: ignore[attr-defined]
+    return part
 
 
 def like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

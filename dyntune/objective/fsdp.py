@@ -14,10 +14,10 @@ from dyntune.errors import HVPUnsupportedError
 from dyntune.numerics.vectors import Vector
 from dyntune.objective.dtensor import is_distributed_tensor, local
 from dyntune.objective.precision import LOW_PRECISION
+from dyntune.objective.state import BorrowedBuffers, undone
 
 if TYPE_CHECKING:
     from dyntune.objective.objective import Objective
-    from dyntune.objective.state import BorrowedBuffers
 
 __all__ = [
     "backward_gradient",
@@ -196,10 +196,12 @@ def moved_shards(parameters: Iterable[nn.Parameter], vector: Sequence[torch.Tens
     """
     shards = [local(p.detach()).data for p in parameters]
     saved = [s.clone() for s in shards]
-    try:
+
+    def undo() -> None:
+        for shard, before in zip(shards, saved, strict=True):
+            shard.copy_(before)
+
+    with undone(undo):
         for shard, before, v in zip(shards, saved, vector, strict=True):
             torch.add(before, v, alpha=shift, out=shard)
         yield
-    finally:
-        for shard, before in zip(shards, saved, strict=True):
-            shard.copy_(before)

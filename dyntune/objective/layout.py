@@ -347,8 +347,9 @@ class Replicas(Layout):
     def collect(self, own: Sequence[torch.Tensor], failure: BaseException | None = None) -> Vector:
         """One flat all-reduce: this process's share, and in a few more entries how it went."""
         dtype = max((t.dtype for t in own), key=lambda d: torch.finfo(d).bits)
-        flat = torch.cat([*(t.detach().reshape(-1).to(self.device, dtype) for t in own)])
-        flat = torch.cat([flat.mul_(self.share), failure_report(failure, flat)])
+        pieces = [t.detach().reshape(-1).to(self.device, dtype) for t in own]
+        flat = torch.cat([*pieces, failure_report(failure, pieces[0])])
+        flat[: -len(KINDS)] *= self.share
         *parts, counts = torch.split(self.team.total(flat), [*(t.numel() for t in own), len(KINDS)])
         if bool(counts.any()) and (verdict := self.verdict(counts.tolist(), failure)) is not None:
             raise verdict

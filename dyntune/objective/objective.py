@@ -39,7 +39,9 @@ __all__ = ["Objective", "Weighted", "differentiate"]
 
 
 # Multiples of machine epsilon by which two evaluations of one loss may differ: kernels with atomic additions, and those
-# whose order of summation depends on where memory lies, round differently each time.
+# whose order of summation depends on where memory lies, round differently each time. Another order of the rows changed
+# the loss of an MLP, a CNN and a transformer by at most 1.8, dropout of 0.1 by 37,000 and more
+# (tests/obstacles/test_determinism.py).
 REPEAT_TOLERANCE = 100.0
 
 
@@ -103,7 +105,7 @@ class Objective:
         InsufficientMemoryError: Not even one forward pass fits.
 
     Cost:
-        One forward pass over the batches that are checked.
+        One forward pass over the batches that are checked; two where the model is checkpointed.
     """
 
     def __init__(
@@ -248,6 +250,9 @@ class Objective:
         """Evaluate the first batch once more, the first time this is called: its loss has to be what it was.
 
         Differences as small as rounding pass. Where the parameters moved in between, a third evaluation decides.
+
+        Cost: a forward pass with its graph; 0.4 to 0.5 gradients of one batch, which is 0.7 to 0.8% of finding that
+        batch's largest eigenvalue (the same three models, one thread).
 
         Raises:
             NondeterministicLossError: The loss depends on something besides parameters, batch and seed.
@@ -410,7 +415,8 @@ class Objective:
         """The objective's gradient: one tensor per parameter; ``.grad`` is not touched."""
         with self.differentiating() as buffers:
             if isinstance(self.layout, Sharded):
-                return backward_gradient(self, buffers)
+                with self.layout.together("computing the gradient"):
+                    return backward_gradient(self, buffers)
             return self.collected(lambda: self.accumulate(lambda i: self._batch_gradient(i, buffers)))
 
     def collected(self, vector: Callable[[], Sequence[torch.Tensor]]) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ import torch
 from torch import nn
 
 from dyntune.errors import EmptyBatchError, HVPUnsupportedError, InvalidArgumentError, NoGradientError, NonFiniteError
-from dyntune.objective.dtensor import local
 from dyntune.objective.parameters import named_parameters
+from dyntune.objective.saved import SavedBytes, bytes_made
 from dyntune.objective.shards import Sharded
 from dyntune.objective.state import BorrowedBuffers, parameter_slots, same_bits, swapped
 from dyntune.objective.triage import reaches, suspects
@@ -90,39 +91,28 @@ def probe(
     connected = isinstance(objective.layout, Sharded)
     largest, found, first, weight = 0, set[str](), math.nan, 0.0
     for index in range(len(objective.batches[:num_checked])):
-        term, size = _measured_term(objective, index, buffers, parameters.values())
+        saved = SavedBytes(parameters.values())
+        with saved.counting():
+            term = objective.batch_loss(index, buffers)
         _check_term(objective, index, term)
         first = float(term.value.detach()) if index == 0 else first
         weight += float(term.weight)
-        largest = max(largest, size)
+        # Where a budget is promised no graph is kept either, so that its size need not be found out by another pass.
+        largest = max(largest, saved.total)
+        hidden = num_checked is None and not isinstance(objective.layout, Sharded) and saved.hidden(term.value)
         found.update(suspects(term.value))
         _refuse_reentrant(found)
         _refuse_past_copies(objective, term.value)
         connected = connected or reaches(term.value, wanted)
         del term  # its graph, before there is another one
+        if hidden:
+            largest = max(largest, bytes_made(functools.partial(objective.batch_loss, index, buffers)))
     if not connected:
         raise NoGradientError(
             "the loss does not depend on the selected parameters through autograd. Is it computed under "
             "torch.no_grad(), from detached or .item() values, or from other parameters than those selected?"
         )
     return Probed(forward_bytes=largest, suspects=tuple(sorted(found)), first_loss=first, weight=weight)
-
-
-def _measured_term(
-    objective: Objective, index: int, buffers: BorrowedBuffers, parameters: Iterable[torch.Tensor]
-) -> tuple[Weighted, int]:
-    """A batch's loss, and the bytes that its graph saved for the backward pass apart from parameters."""
-    own = {local(p).untyped_storage().data_ptr() for p in parameters}
-    seen: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = local(tensor).untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        term = objective.batch_loss(index, buffers)
-    return term, sum(size for pointer, size in seen.items() if pointer not in own)
 
 
 def _check_term(objective: Objective, index: int, term: Weighted) -> None:

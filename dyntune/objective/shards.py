@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyntune.errors import HVPUnsupportedError, InvalidArgumentError
+from dyntune.errors import DyntuneError, HVPUnsupportedError, InvalidArgumentError
 from dyntune.numerics.spread import Spread
 from dyntune.numerics.vectors import Vector, VectorSpace
 from dyntune.objective.dtensor import is_distributed_tensor, like, local, part_of, shard_of
@@ -23,14 +23,16 @@ from dyntune.objective.fsdp import (
     reshard,
     without_fsdp_hooks,
 )
+from dyntune.objective.groups import is_broken_off
 from dyntune.objective.layout import KINDS, Alone, Layout, Replicas, failure_report
 from dyntune.objective.precision import FullPrecision, measured_dtype
-from dyntune.objective.team import InterruptedPassError, Team, is_broken_off
+from dyntune.objective.team import InterruptedPassError, Team
 
 __all__ = ["Gathered", "Parallel", "ProcessGroupLike", "Sharded", "layout_of"]
 
-# Whole parameters, v and H v, and H v on its way to the other processes: what a gathered product holds at once.
-GATHERED_COPIES = 4
+# What a gathered product holds at once: the whole parameters, their gradient, v, H v, and H v on its way to the other
+# processes (tests/distributed/test_cost.py counts them).
+GATHERED_COPIES = 5
 # "auto", None, a torch ProcessGroup, or a Team; torch's own type is opaque to type checkers.
 ProcessGroupLike = Any
 
@@ -98,7 +100,7 @@ class _Native(_Shards):
         """See :class:`Layout`."""
         self._lending.close()  # a group is closed when nothing refers to it any more
         self.team.leave_pass()
-        if not is_broken_off(failure) or isinstance(failure, InterruptedPassError):
+        if not is_broken_off(failure) or isinstance(failure, DyntuneError):
             return failure
         return InterruptedPassError(
             f"a collective of the model's own did not come to its end ({str(failure).strip().splitlines()[0][:200]}): "

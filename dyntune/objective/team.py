@@ -10,18 +10,17 @@ it, the others' collectives end at once, and the first group is still there to s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dyntune.errors import DistributedError, DyntuneError, InvalidArgumentError
+from dyntune.errors import DistributedError, InvalidArgumentError
+from dyntune.objective.groups import give_up, own_group
 
-__all__ = ["InterruptedPassError", "Team", "is_broken_off"]
+__all__ = ["InterruptedPassError", "Team"]
 
 # Seconds until a process that does not answer is given up: what NCCL's own groups have by default in torch.
 TIMEOUT = 600.0
@@ -31,23 +30,9 @@ MESSAGE_BYTES = 512
 # torch 2.13 renamed it, and warns at every call by the old name.
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
-_groups: dict[tuple[Any, ...], tuple[Any, Any]] = {}
-
-# gloo raises plain RuntimeErrors; these are from its texts (torch 2.13).
-_BROKEN_OFF = ("gloo/transport", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
-
 
 class InterruptedPassError(DistributedError):
     """A collective of the model's own ended because another process left or did not come: no cause of this one's."""
-
-
-def is_broken_off(error: BaseException) -> bool:
-    """Whether an exception is about communication."""
-    if isinstance(error, DyntuneError):
-        return isinstance(error, InterruptedPassError)
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN_OFF)
-    )
 
 
 class Team:
@@ -93,19 +78,8 @@ class Team:
         self._group = self._own_group("agreeing")
 
     def _own_group(self, purpose: str) -> Any:
-        """A group of these processes with our timeout; one per job, not one per measurement."""
-        key = (self.ranks, self.timeout, purpose)
-        world, group = _groups.get(key, (None, None))
-        if world is not dist.group.WORLD:
-            with self._reaching("a process group could not be made"):
-                group = dist.new_group(
-                    list(self.ranks),
-                    timeout=timedelta(seconds=self.timeout),
-                    use_local_synchronization=len(self.ranks) < dist.get_world_size(),
-                    group_desc=f"dyntune, {purpose}",
-                )
-            _groups[key] = (dist.group.WORLD, group)
-        return group
+        with self._reaching("a process group could not be made"):
+            return own_group(self.ranks, self.timeout, purpose)
 
     def group_for_passes(self) -> Any:
         """The group that is lent to models which communicate; all processes ask for it together."""
@@ -113,10 +87,7 @@ class Team:
 
     def leave_pass(self) -> None:
         """Close the group for passes: a collective in which others wait for this process ends there with an error."""
-        world, group = _groups.pop((self.ranks, self.timeout, "passes"), (None, None))
-        if group is not None and world is dist.group.WORLD:
-            with contextlib.suppress(RuntimeError, ValueError):  # already closed by another's leaving
-                dist.destroy_process_group(group)
+        give_up(self.ranks, self.timeout, "passes")
 
     # -- collectives ---------------------------------------------------------------------------------------------
 
@@ -129,7 +100,7 @@ class Team:
         except RuntimeError as error:  # DistBackendError, timeouts and closed connections of gloo alike
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self.broken = f"{failure} ({lines[0][:200]})"
-            _groups.pop((self.ranks, self.timeout, "agreeing"), None)
+            give_up(self.ranks, self.timeout, "agreeing")
             raise DistributedError(
                 f"{self.broken}. Another process failed, was killed, or did not make the same call within "
                 f"{self.timeout:g} s; all ranks have to measure at the same step. Training is not affected; dyntune "

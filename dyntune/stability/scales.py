@@ -39,7 +39,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, t
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     ours = {id(p) for p in parameters.values()}
-    missing = [name for name, p in parameters.items() if id(p) not in held]
+    missing = [name for name, p in parameters.items() if p.requires_grad and id(p) not in held]
     # Frozen parameters may stay in an optimizer: they never get a gradient.
     frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
     foreign = len(held - ours - frozen)

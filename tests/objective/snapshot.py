@@ -18,7 +18,10 @@ def _tensor(tensor: torch.Tensor | None) -> Any:
     """Identity, place in memory, version and bits."""
     if tensor is None:
         return None
-    return id(tensor), tensor.data_ptr(), tensor._version, tensor.detach().numpy().tobytes()
+    if tensor.layout != torch.strided:  # gradients of sparse embeddings
+        return id(tensor), tensor._version, tensor.detach().to_dense().numpy().tobytes()
+    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)  # NumPy has no bfloat16
+    return id(tensor), tensor.data_ptr(), tensor._version, bits.numpy().tobytes()
 
 
 def _module(module: nn.Module) -> dict[str, Any]:
