@@ -22,7 +22,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     part: torch.Tensor = tensor.to_local() if is_distributed_tensor(tensor) else tensor  # type: ignore[attr-defined]
     module = sys.modules.get("torch.distributed._functional_collectives")
     if module is not None and isinstance(part, module.AsyncCollectiveTensor):
-        part = part.trigger_wait()  # type: ignore[attr-defined]
+        part = part.trigger_wait()
     return part
 
 

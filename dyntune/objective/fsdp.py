@@ -25,7 +25,7 @@ __all__ = [
     "lent_group",
     "moved_shards",
     "recover",
-    "refuse_low_precision_reduction",
+    "refuse_low_precision",
     "refuse_old_fsdp",
     "reshard",
     "without_fsdp_hooks",
@@ -151,17 +151,28 @@ def plain_reduction(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Ite
             setattr(owner, name, held)
 
 
-def refuse_low_precision_reduction(model: nn.Module) -> None:
-    """Raise where FSDP itself computes or reduces in half precision: differences of such gradients are noise."""
-    for module in fsdp_modules(model):
-        policy = module._get_fsdp_state()._mp_policy
-        found = [d for d in (policy.param_dtype, policy.reduce_dtype) if d in LOW_PRECISION]
-        if found:
-            raise HVPUnsupportedError(
-                f"FSDP's MixedPrecisionPolicy computes or reduces in {found[0]}, and finite differences of such "
-                "gradients are noise. Measure exactly (method='exact', which gathers whole float32 parameters on every "
-                "process), or a copy of the model sharded without a policy."
-            )
+def refuse_low_precision(model: nn.Module) -> None:
+    """Raise where FSDP itself computes or reduces in half precision: differences of such gradients are noise.
+
+    Raises:
+        HVPUnsupportedError: By its policy, or because that is what parameters are stored in.
+    """
+    found = [
+        (d, "FSDP's MixedPrecisionPolicy computes or reduces") for d in _policy_dtypes(model) if d in LOW_PRECISION
+    ]
+    found += [(p.dtype, "parameters are stored") for p in model.parameters() if p.dtype in LOW_PRECISION]
+    if found:
+        dtype, what = found[0]
+        raise HVPUnsupportedError(
+            f"{what} in {dtype}, and finite differences of such gradients are noise. Measure exactly (method='exact', "
+            "which gathers whole float32 parameters on every process), or a float32 copy of the model sharded without "
+            "a policy."
+        )
+
+
+def _policy_dtypes(model: nn.Module) -> list[torch.dtype | None]:
+    policies = [module._get_fsdp_state()._mp_policy for module in fsdp_modules(model)]
+    return [dtype for policy in policies for dtype in (policy.param_dtype, policy.reduce_dtype)]
 
 
 def backward_gradient(objective: Objective, buffers: BorrowedBuffers) -> Vector:

@@ -329,7 +329,7 @@ class Objective:
     def _check_selection(self) -> None:
         present = named_parameters(self.model)
         for name, p in self.parameters.items():
-            if present.get(name) is not p or _kind(p) != self._stored[name] or not p.requires_grad:
+            if present.get(name) is not self.precision.of(p) or _kind(p) != self._stored[name] or not p.requires_grad:
                 raise StaleOperatorError(
                     f"parameter {name!r} was replaced, converted, moved or frozen since this operator was made: it "
                     "would speak of tensors that the model no longer trains. Make a new one."

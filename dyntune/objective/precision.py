@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ def measured_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in LOW_PRECISION else dtype
 
 
+_lent: WeakKeyDictionary[nn.Module, dict[int, nn.Parameter]] = WeakKeyDictionary()
+
+
 class FullPrecision:
     """Lends float32 copies of a model's low-precision parameters; false where the model has none.
 
@@ -38,7 +42,8 @@ class FullPrecision:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stored = [p for p in model.parameters() if p.dtype in LOW_PRECISION]
-        self._copies: dict[int, nn.Parameter] = {}
+        # Shared by all operators on the model: a sum of two has two sessions open, and must move the same copies.
+        self._copies = _lent.setdefault(model, {})
 
     def __bool__(self) -> bool:
         return bool(self._stored)

@@ -18,7 +18,7 @@ from dyntune.objective.fsdp import (
     fsdp_modules,
     lent_group,
     recover,
-    refuse_low_precision_reduction,
+    refuse_low_precision,
     refuse_old_fsdp,
     reshard,
     without_fsdp_hooks,
@@ -256,7 +256,7 @@ class Sharded(_Native):
 
     def __init__(self, model: nn.Module, team: Team) -> None:
         super().__init__(model, team)
-        refuse_low_precision_reduction(model)
+        refuse_low_precision(model)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -128,3 +128,21 @@ def test_refusals() -> None:
     block = dyntune.empirical_fisher(case.model, case.batch, criterion=case.criterion, params="2.*")
     with pytest.raises(ShapeMismatchError, match="43 entries in 4 tensors, B on 18 in 2"):
         dyntune.affine(whole, block, alpha=1.0)
+
+
+def test_two_sessions_on_one_low_precision_model_move_the_same_copies() -> None:
+    case = ZOO["mlp"]()
+    case.model.bfloat16()
+    batch = (case.batch[0].bfloat16(), case.batch[1])
+    before = snapshot(case.model)
+    total = dyntune.affine(
+        dyntune.hessian(case.model, batch, criterion=case.criterion),
+        dyntune.gauss_newton(case.model, batch, criterion=case.criterion),
+        alpha=-1.0,
+    )
+    v = total.space.normal(3)
+    h = dyntune.hessian(case.model, batch, criterion=case.criterion) @ v
+    g = dyntune.gauss_newton(case.model, batch, criterion=case.criterion) @ v
+    # float32 products, formed twice: rounding
+    torch.testing.assert_close(total @ v, [a - b for a, b in zip(h, g, strict=True)], rtol=1e-4, atol=1e-6)
+    assert snapshot(case.model) == before
