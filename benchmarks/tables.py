@@ -207,6 +207,39 @@ def scale(result: Record) -> str:
     return "\n\n".join([_table(header, rows), _origin(result["provenance"])])
 
 
+def sampling(result: Record) -> str:
+    """What benchmarks/sampling.py found: coverage by population, then the price."""
+    methods = ("halves", "first order", "jackknife")
+    rows = []
+    for name, population in result["coverage"].items():
+        found = population["coverage"]
+        cells = [f"{found[m]['rate']:.1%} ({found[m]['low']:.1%} to {found[m]['high']:.1%})" for m in methods]
+        wider = [c["halves"]["median_width"] / c["first order"]["median_width"] for c in population["cells"].values()]
+        settled = sum(c["statuses"].get("OK", 0) for c in population["cells"].values())
+        share = f"{settled / found['halves']['of']:.0%}"
+        rows.append([name, f"{population['relative_gap']:.2f}", *cells, f"{_spread(wider)}", share])
+    header = [
+        "population",
+        "relative gap",
+        "**halves**",
+        "plain ± standard error",
+        "jackknife",
+        "width, times plain's",
+        "OK",
+    ]
+    price = [
+        [
+            f"after {item['steps']} {'step' if item['steps'] == 1 else 'steps'}",
+            ", ".join(item["quantities"]),
+            str(item["products_numerical"]),
+            str(item["products_both"]),
+        ]
+        for item in result["price"]
+    ]
+    costs = _table(["network of 85,000 parameters", "quantities", "products, numerical", "products, both"], price)
+    return "\n\n".join([_table(header, rows), costs, _origin(result["provenance"])])
+
+
 def _tally(rows: list[Record]) -> str:
     """How often each tool was right, and how often not."""
     verdicts = {
@@ -268,6 +301,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers-full": ("peers", peers),
     "spectra": ("spectra", spectra),
     "scale": ("scale", scale),
+    "sampling": ("sampling", sampling),
     "obstacles": ("obstacles", obstacles),
     "obstacles-short": ("obstacles", obstacles_short),
 }
