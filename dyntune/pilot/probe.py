@@ -16,7 +16,7 @@ from dyntune.numerics.vectors import Vector, VectorSpace
 from dyntune.objective.hvp import second_derivative
 from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
-from dyntune.pilot.runs import Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
+from dyntune.pilot.runs import InitialLosses, Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
 from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
 from dyntune.stability.thresholds import Recurrence, batch_threshold, recurrence
 
@@ -29,6 +29,8 @@ MIN_GRADIENTS = 60
 # overshoots the onset because it spends only a step or two at each rate.
 SWEEP_COUNT = 6
 SWEEP_FACTOR = 3.0
+# Share of the budget that the ramp takes; comparing it with the losses before takes another 0.04.
+RAMP_SHARE = 0.16
 # The ramp covers this many octaves from far below the one-step critical rate.
 RAMP_OCTAVES = 16
 RAMP_BELOW_CRITICAL = 2.0**-12
@@ -43,6 +45,7 @@ class Pilot:
         critical: One-step critical learning rate at the start, along the preconditioned gradient.
         ramp: The range test.
         runs: The short runs, by ascending learning rate.
+        losses_before: Losses before training, by step.
         initial: Mean loss before training over the batches that the short runs end on.
         gains: How much the best short run lowered the loss on each of those batches, paired.
         batch_curvature: ``d.Hd / d.g`` of fresh batches after the best short run went on; empty if not measured.
@@ -54,6 +57,7 @@ class Pilot:
     critical: float
     ramp: Ramp
     runs: list[ShortRun]
+    losses_before: InitialLosses
     initial: float
     gains: tuple[float, ...]
     warmup: int
@@ -136,22 +140,22 @@ def run_pilot(
             progress(stage, meter.spent)
 
     scout = Twin(objective, training, buffers, meter, seed=seed)
-    if (known := batch_threshold(scout.optimizer)).value is None:
+    if (limit := batch_threshold(scout.optimizer)).value is None:
         raise InvalidArgumentError(
-            f"{known.reason}: a learning rate for {type(scout.optimizer).__name__} cannot be checked for stability. "
+            f"{limit.reason}: a learning rate for {type(scout.optimizer).__name__} cannot be checked for stability. "
             "Use a sweep."
         )
     critical = _critical(scout)
     tell("one-step critical learning rate")
-    steps = max(8, int(0.18 * meter.limit / per_step))
+    steps = max(8, int(RAMP_SHARE * meter.limit / per_step))
     start = critical * RAMP_BELOW_CRITICAL
-    found = ramp(scout, np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps).tolist())
+    initial = InitialLosses(Twin(objective, training, buffers, meter, seed=seed))
+    found = ramp(scout, np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps).tolist(), initial)
     del scout
     tell("range test")
     length = max(3, int(0.36 * meter.limit / per_step / SWEEP_COUNT))
     warmup = length // 4
-    before = _losses_before(objective, training, buffers, meter, seed=seed, length=length)
-    initial = float(np.mean(before))
+    before = [initial.of(step) for step in range(length - tail_length(length), length)]
     top = (found.blow_up or found.lrs[-1]) / math.sqrt(SWEEP_FACTOR)
     runs: list[ShortRun] = []
     best: tuple[ShortRun, Twin] | None = None
@@ -165,20 +169,8 @@ def run_pilot(
     assert best is not None
     runs.reverse()
     gains = () if best[0].diverged else tuple(np.subtract(before, best[0].losses[-len(before) :]).tolist())
-    return Pilot(recurrence(best[1].optimizer), critical, found, runs, initial, gains, warmup), best[1]
-
-
-def _losses_before(
-    objective: Objective, training: Training, buffers: BorrowedBuffers, meter: CostMeter, *, seed: int, length: int
-) -> list[float]:
-    """Losses at the start on the batches that a run of `length` steps ends on: the pairs of its score."""
-    twin = Twin(objective, training, buffers, meter, seed=seed)
-    count, per_step = len(objective.batches), training.accumulate
-    losses = []
-    for step in range(length - tail_length(length), length):
-        micro = [twin.loss_at((step * per_step + i) % count, None, 0.0) for i in range(per_step)]
-        losses.append(float(np.mean(micro)))
-    return losses
+    known = recurrence(best[1].optimizer)
+    return Pilot(known, critical, found, runs, initial, float(np.mean(before)), gains, warmup), best[1]
 
 
 def _critical(twin: Twin) -> float:
@@ -209,7 +201,7 @@ def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
         before a rate survived.
     """
     best = min(pilot.runs, key=lambda run: run.score)
-    pilot.follow = short_run(twin, best.lr, steps=steps, warmup=0, initial=pilot.initial)
+    pilot.follow = short_run(twin, best.lr, steps=steps, warmup=0, initial=pilot.losses_before)
     while pilot.follow.diverged:
         place = pilot.runs.index(best)
         pilot.runs[place] = ShortRun(best.lr, best.losses + pilot.follow.losses, diverged=True)
@@ -218,7 +210,7 @@ def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
             break
         best = pilot.runs[place - 1]
         twin = Twin(twin.objective, twin.training, twin.buffers, twin.meter, seed=twin.seed)
-        pilot.follow = short_run(twin, best.lr, steps=length, warmup=pilot.warmup, initial=pilot.initial)
+        pilot.follow = short_run(twin, best.lr, steps=length, warmup=pilot.warmup, initial=pilot.losses_before)
         pilot.runs[place - 1] = pilot.follow
     return twin
 

@@ -31,7 +31,7 @@ from dyntune.suggest.lr_rule import LREvidence, lr_rule
 
 __all__ = ["suggest_lr"]
 
-# Shares of max_gradients: the ramp takes 0.18, the short runs 0.36 (fewer when some blow up), going on 0.12, batch
+# Shares of max_gradients: the ramp takes 0.20, the short runs 0.36 (fewer when some blow up), going on 0.12, batch
 # curvature 0.15, and lambda_max what is left, 0.1 or more: eight products, which see a lone eigenvalue.
 FOLLOW_SHARE = 0.12
 BATCH_SHARE = 0.15

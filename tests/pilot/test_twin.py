@@ -16,7 +16,7 @@ from dyntune.curvature.eigenvalues import eigenvalues
 from dyntune.errors import InvalidArgumentError
 from dyntune.objective.objective import Objective
 from dyntune.pilot.probe import PilotOperator, measure_batches
-from dyntune.pilot.runs import blew_up, critical_lr, ramp, short_run
+from dyntune.pilot.runs import InitialLosses, critical_lr, ramp, short_run
 from dyntune.pilot.twin import CostMeter, Training, Twin
 from tests.suggest.problems import classification, mlp, same, snapshot
 
@@ -152,8 +152,8 @@ def test_short_run_sees_the_edge_of_a_quadratic(factor: float, diverges: bool) -
     model, batch, loss_fn = quadratic(torch.tensor([9.0, 1.0]))
     objective = Objective(model, batch, loss_fn)
     with objective.measuring() as buffers:
-        twin = Twin(objective, Training("sgd"), buffers, CostMeter(1000), seed=0)
-        run = short_run(twin, factor * 2 / 9, steps=100, warmup=0, initial=5.0)
+        twin, still = (Twin(objective, Training("sgd"), buffers, CostMeter(1000), seed=0) for _ in range(2))
+        run = short_run(twin, factor * 2 / 9, steps=100, warmup=0, initial=InitialLosses(still))
     # 1.02^2 per step squared: the loss doubles within 100 steps; 0.98 decays
     assert run.diverged is diverges
     assert math.isinf(run.score) is diverges
@@ -164,7 +164,8 @@ def test_ramp_stops_at_its_blow_up_and_names_the_rate() -> None:
     objective = Objective(model, batch, loss_fn)
     lrs = [1e-3 * 2.0**i for i in range(20)]
     with objective.measuring() as buffers:
-        found = ramp(Twin(objective, Training("sgd"), buffers, CostMeter(1000), seed=0), lrs)
+        twin, still = (Twin(objective, Training("sgd"), buffers, CostMeter(1000), seed=0) for _ in range(2))
+        found = ramp(twin, lrs, InitialLosses(still))
     assert found.blow_up is not None
     # Above the edge; the loss had fallen thirtyfold, and takes three or four doublings to climb back beyond its start.
     assert 2 / 9 < found.blow_up < 16 * 2 / 9
@@ -176,7 +177,31 @@ def test_ramp_stops_at_its_blow_up_and_names_the_rate() -> None:
     [(1.0, 1.0, False), (2.01, 1.0, True), (math.nan, 1.0, True), (math.inf, 1.0, True), (-0.5, -1.0, False)],
 )
 def test_blow_up_criterion(loss: float, initial: float, expected: bool) -> None:
-    assert blew_up(loss, initial) is expected
+    model, batch, loss_fn = quadratic(torch.ones(1))
+    objective = Objective(model, batch, loss_fn)
+    with objective.measuring() as buffers:
+        losses = InitialLosses(Twin(objective, Training("sgd"), buffers, CostMeter(10), seed=0))
+        losses.note(0, initial)
+        assert losses.blew_up(0, loss) is expected
+
+
+def test_a_batch_that_starts_high_is_compared_with_itself() -> None:
+    """Batches of very different loss: the worst one's start is ten times the mean, and no blow-up."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    batches = [(torch.ones(1, 1), torch.full((1, 1), 1 - math.sqrt(v))) for v in [0.1] * 9 + [10.0]]
+    objective = Objective(model, batches, criterion=torch.nn.MSELoss())
+    meter = CostMeter(100)
+    with objective.measuring() as buffers:
+        losses = InitialLosses(Twin(objective, Training("sgd"), buffers, meter, seed=0))
+        assert [losses.of(i) for i in range(10)] == pytest.approx([0.1] * 9 + [10.0], rel=1e-5)
+        spent = meter.spent
+        assert losses.mean == pytest.approx(1.09, rel=1e-5)
+        assert not losses.blew_up(9, 11.0)
+        assert losses.blew_up(9, 11.2)
+        assert losses.blew_up(0, 1.3)
+        assert losses.of(19) == losses.of(9)  # the batches come round again
+        assert meter.spent == spent  # each is evaluated once
 
 
 def test_an_optimizer_that_cannot_be_rebuilt_asks_for_a_factory() -> None:
