@@ -54,7 +54,7 @@ def own_group(ranks: tuple[int, ...], timeout: float, purpose: str) -> Any:
     held = _held.get(key)
     if held is not None and held.usable():
         return held.group
-    turn = 0 if held is None or held.world is not dist.group.WORLD else held.turn + 1
+    turn = 0 if held is None else held.turn + 1  # also in another job: its store may be the same
     name = f"dyntune/{key}/{turn}"
     meet(_store(), name, ranks.index(dist.get_rank()), len(ranks), timeout)
     group = dist.new_group(

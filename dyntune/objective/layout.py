@@ -17,7 +17,6 @@ all data together (DDP's own gradient is the mean of the processes' means, which
 from __future__ import annotations
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -322,8 +321,9 @@ class Replicas(Layout):
     def position(self) -> list[float]:
         """Sum and norm of all parameters."""
         filled = [p.detach() for p in self.model.parameters() if p.numel()]
-        total = sum(float(p.sum(dtype=torch.float64)) for p in filled)
-        return [total, math.hypot(*(float(torch.linalg.vector_norm(p, dtype=torch.float64)) for p in filled))]
+        sums = torch.stack([p.sum(dtype=torch.float64).to(self.device) for p in filled])
+        norms = torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64).to(self.device) for p in filled])
+        return [float(sums.sum()), float(torch.linalg.vector_norm(norms))]
 
     def check_position(self, everybody: Sequence[Sequence[float]]) -> None:
         """Replicas drift by rounding where the hardware differs, and by everything else where nothing keeps them equal.

@@ -308,6 +308,8 @@ def layout_of(model: nn.Module, plain: nn.Module, process_group: ProcessGroupLik
     if process_group is None or (process_group == "auto" and not meshes and ddp is None):
         return Alone(plain, None)
     given = process_group if isinstance(process_group, Team) else None
+    if given is not None:
+        given.renew()
     if not meshes:
         return Replicas(plain, given or Team(ddp if process_group == "auto" else process_group))
     if len(meshes) > 1 or ddp is not None or (mesh := meshes.pop()).ndim != 1:

@@ -74,6 +74,14 @@ class Team:
         self.timeout = timeout
         self.num_collectives = 0
         self.num_bytes = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin a new measurement: with a new group, where an earlier failure was the end of the old one.
+
+        Raises:
+            DistributedError: Not all processes came within the timeout.
+        """
         self.broken = ""
         self._group = self._own_group("agreeing")
 
@@ -94,7 +102,9 @@ class Team:
     @contextmanager
     def _reaching(self, failure: str) -> Iterator[None]:
         if self.broken:
-            raise DistributedError(f"measuring together is over for this job: {self.broken}")
+            raise DistributedError(
+                f"measuring together ended with an earlier failure: {self.broken}. Make a new operator."
+            )
         try:
             yield
         except RuntimeError as error:  # DistBackendError, timeouts and closed connections of gloo alike
@@ -103,8 +113,8 @@ class Team:
             give_up(self.ranks, self.timeout, "agreeing")
             raise DistributedError(
                 f"{self.broken}. Another process failed, was killed, or did not make the same call within "
-                f"{self.timeout:g} s; all ranks have to measure at the same step. Training is not affected; dyntune "
-                "does not measure on these processes again with this operator."
+                f"{self.timeout:g} s; all ranks have to measure at the same step. Training is not affected, and "
+                "a new measurement that all ranks make tries again."
             ) from error
 
     def _count(self, tensor: torch.Tensor) -> None:
