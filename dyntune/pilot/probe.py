@@ -194,14 +194,22 @@ def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
     """Train on at the best short run's rate, and at lower ones as long as that blows up and the budget lasts.
 
     A short run cannot see an instability that comes later, when curvature has grown: a rate that fails here is marked
-    as diverged in ``pilot.runs`` and the next lower one is trained from the start.
+    as diverged in ``pilot.runs`` and the next lower one is trained from the start. It fails when it blows up, and when
+    it loses half of what the best short run had gained, as a network does whose units die (an end above the midpoint of
+    initial and best loss is a failure in benchmarks/lr, too).
 
     Returns:
         The twin that survived (or the last that did not); ``pilot.follow`` is its run, diverged if the budget ran out
         before a rate survived.
     """
     best = min(pilot.runs, key=lambda run: run.score)
-    pilot.follow = short_run(twin, best.lr, steps=steps, warmup=0, initial=pilot.losses_before)
+    midpoint = (pilot.initial + best.score) / 2
+
+    def follow(lr: float, length: int, warmup: int) -> ShortRun:
+        run = short_run(twin, lr, steps=length, warmup=warmup, initial=pilot.losses_before)
+        return run if run.score <= midpoint else ShortRun(run.lr, run.losses, diverged=True)
+
+    pilot.follow = follow(best.lr, steps, 0)
     while pilot.follow.diverged:
         place = pilot.runs.index(best)
         pilot.runs[place] = ShortRun(best.lr, best.losses + pilot.follow.losses, diverged=True)
@@ -210,8 +218,8 @@ def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
             break
         best = pilot.runs[place - 1]
         twin = Twin(twin.objective, twin.training, twin.buffers, twin.meter, seed=twin.seed)
-        pilot.follow = short_run(twin, best.lr, steps=length, warmup=pilot.warmup, initial=pilot.losses_before)
-        pilot.runs[place - 1] = pilot.follow
+        pilot.follow = follow(best.lr, length, pilot.warmup)
+        pilot.runs[place - 1] = best = pilot.follow
     return twin
 
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from dyntune.records import Estimate, Status
 from dyntune.stability.thresholds import Recurrence
+from dyntune.suggest.blend import BLEND, INTERVAL, LEVEL
 from dyntune.suggest.lr_rule import LREvidence, lr_rule
 
 SGD = Recurrence("sgd", 0.0, 0.1)
@@ -38,21 +40,31 @@ def evidence(**changes: object) -> LREvidence:
     [(SGD, 2.0), (MOMENTUM, 2.0 * 0.1), (ADAM, 2.0)],
     ids=["sgd", "momentum", "adam"],
 )
-def test_value_is_the_geometric_mean_within_its_limits(optimizer: Recurrence, threshold: float) -> None:
-    curvature = threshold / 0.06  # stochastic threshold 0.06: mean sqrt(0.1 * 0.03) lies inside [pick / 4, pick]
+def test_value_is_the_blend_of_what_was_measured(optimizer: Recurrence, threshold: float) -> None:
+    curvature = threshold / 0.06  # stochastic threshold 0.06
     rec = lr_rule(evidence(batch_curvature=curvature, batch_curvature_se=0.05 * curvature), optimizer=optimizer)
-    assert rec.value == pytest.approx(math.sqrt(0.1 * 0.03), rel=1e-12)
+    measured = {"pick": 0.1, "blow_up": 5.0, "stochastic": 0.06}
+    assert rec.value == pytest.approx(BLEND.value(measured, critical=1.0, adaptive=optimizer is ADAM), rel=1e-12)
     assert rec.status is Status.OK
-    assert rec.low < rec.value < rec.high
+    assert rec.level == LEVEL
+    assert rec.low == pytest.approx(rec.value * 2.0 ** INTERVAL[0], rel=1e-12)
+    assert rec.high == pytest.approx(rec.value * 2.0 ** INTERVAL[1], rel=1e-12)
 
 
-def test_value_never_exceeds_the_pick_nor_falls_below_a_quarter_of_it() -> None:
-    flat = lr_rule(evidence(batch_curvature=1e-3, batch_curvature_se=1e-5), optimizer=SGD)
-    sharp = lr_rule(evidence(batch_curvature=1e4, batch_curvature_se=1.0), optimizer=SGD)
-    assert (flat.value, sharp.value) == (0.1, 0.025)
-    assert flat.status is Status.UNCERTAIN
-    assert sharp.status is Status.UNCERTAIN
-    assert "disagree" in sharp.reason
+def test_value_stays_below_half_of_what_blew_up() -> None:
+    high = evidence(batch_curvature=1e-3, batch_curvature_se=1e-5)
+    free, bound = (lr_rule(replace(high, blow_up=blow_up), optimizer=SGD) for blow_up in (None, 0.3))
+    assert free.value is not None
+    assert free.value > 0.15
+    assert bound.value == pytest.approx(0.15, rel=1e-12)
+    assert bound.high == 0.3  # nor does the range reach beyond it
+
+
+def test_measurements_that_lie_far_apart_are_said_to_disagree() -> None:
+    for curvature in (1e-3, 1e4):
+        rec = lr_rule(evidence(batch_curvature=curvature, batch_curvature_se=0.01 * curvature), optimizer=SGD)
+        assert rec.status is Status.UNCERTAIN
+        assert "disagree" in rec.reason
 
 
 def test_scaling_everything_by_c_scales_the_answer() -> None:
@@ -109,10 +121,14 @@ def test_max_stable_lies_between_the_value_and_the_blow_up() -> None:
     assert rec.value <= rec.max_stable.low <= float(rec.max_stable) <= rec.max_stable.high == 5.0
 
 
-def test_the_lower_threshold_counts() -> None:
-    found = Estimate(value=50.0, low=50.0, high=51.0, level=0.999, unit="1", method="test", covers="numerical")
-    rec = lr_rule(evidence(lambda_max=found), optimizer=SGD)  # stochastic 0.1, deterministic 0.04
-    assert rec.value == pytest.approx(math.sqrt(0.1 * 0.02), rel=1e-12)
+def test_the_deterministic_threshold_is_an_upper_bound() -> None:
+    def rule(lam: float) -> float | None:
+        found = Estimate(value=lam, low=lam, high=lam, level=0.999, unit="1", method="test", covers="numerical")
+        return lr_rule(evidence(lambda_max=found), optimizer=SGD).value
+
+    free = lr_rule(evidence(), optimizer=SGD).value
+    assert rule(1000.0) == pytest.approx(2 / 1000, rel=1e-12)
+    assert rule(1.0) == free
 
 
 def test_deterministic_threshold_uses_the_whole_interval_of_lambda_max() -> None:
