@@ -172,7 +172,7 @@ def test_resident_memory_is_flat_over_all_measurements():
 
 
 @needs_proc
-def test_the_slope_sees_two_pages():
-    """The bound can be missed: a tensor of 8 kB kept each time."""
+def test_the_slope_sees_what_is_kept():
+    """The bound can be missed: 256 kB kept each time, more than the heap can have lying idle from other tests."""
     kept: list[torch.Tensor] = []
-    assert growth(wide(), lambda s: kept.append(torch.ones(2048)), 1000) > FLAT
+    assert growth(wide(), lambda s: kept.append(torch.ones(1 << 16)), 200) > FLAT
