@@ -296,12 +296,39 @@ def obstacles_short(result: Record) -> str:
     return "\n\n".join([_tally(result["rows"]), _origin(result["provenance"])])
 
 
+def _mean(found: Record) -> str:
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def learning_rate(result: Record) -> str:
+    """What benchmarks/lr/ours.py and benchmarks/lr/baselines.py found on the test half."""
+    lines, baselines = [], RESULTS / LR_BASELINES
+    summaries = dict(result["summary"])
+    if baselines.exists():
+        summaries |= json.loads(baselines.read_text())["summary"]["test"]
+    for name, found in sorted(summaries.items(), key=lambda item: item[1]["regret"]["mean"]):
+        gap = result["suggest_lr_minus"].get(name)
+        cells = [_mean(found["regret"]), f"{found['p95']:.2f}", f"{found['worst']:.2f}", str(found["failed"])]
+        title = "**suggest_lr**" if name == "suggest_lr" else name
+        lines.append([title, *cells, _mean(found["regret_val"]), "" if gap is None else _mean(gap)])
+    header = ["rule", "training regret", "95%", "worst", "failed", "validation regret", "suggest_lr minus this"]
+    held = result["range"]
+    words = (
+        f"The 90% range held the grid's best rate on {held['first_held']} of {held['first_of']} scenarios with the "
+        f"first pilot ({held['all_held']} of {held['all_of']} over five pilots each). Between pilots the suggestion "
+        f"moves by {held['seed_spread_octaves_mean']:.2f} octaves (standard deviation, mean over scenarios)."
+    )
+    return "\n\n".join([_table(header, lines), words, _origin(result["provenance"])])
+
+
+LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
     "peers-full": ("peers", peers),
     "spectra": ("spectra", spectra),
     "scale": ("scale", scale),
     "sampling": ("sampling", sampling),
+    "learning-rate": ("../lr/results/ours", learning_rate),
     "obstacles": ("obstacles", obstacles),
     "obstacles-short": ("obstacles", obstacles_short),
 }

@@ -138,11 +138,11 @@ def _errors(scenarios: list[Scenario]) -> dict[str, str]:
     }
 
 
-def pack(scenarios: list[Scenario]) -> None:
+def pack(scenarios: list[Scenario], methods: list[str]) -> None:
     table = {}
     for scenario in scenarios:
         try:
-            verdicts = {method: judged(scenario, method) for method in (*_methods(), *TUNERS)}
+            verdicts = {method: judged(scenario, method) for method in methods}
         except StaleSweepError as error:
             print(f"left out: {error}")
             continue
@@ -155,11 +155,7 @@ def pack(scenarios: list[Scenario]) -> None:
         "ranges": fit_ranges(sweeps),
         "errors": _errors(scenarios),
         "scenarios": {half: len(rows) for half, rows in halves.items()},
-        "summary": {
-            half: {name: _summary(rows, name) for name in (*_methods(), *TUNERS)}
-            for half, rows in halves.items()
-            if rows
-        },
+        "summary": {half: {name: _summary(rows, name) for name in methods} for half, rows in halves.items() if rows},
         "verdicts": table,
     }
     rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.5g}"))
@@ -183,12 +179,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     scenarios = select(half=options.half, only=options.only)
+    methods = [method for method in (*_methods(), *TUNERS) if fnmatch(method, options.method)]
     if options.pack:
-        pack(scenarios)
+        pack(scenarios, methods)
         return
     # Method by method: what is there first is a whole column.
-    tasks = [(scenario.name, method) for method in (*_methods(), *TUNERS) for scenario in scenarios]
-    tasks = [task for task in tasks if fnmatch(task[1], options.method)]
+    tasks = [(scenario.name, method) for method in methods for scenario in scenarios]
     with multiprocessing.get_context("spawn").Pool(options.jobs, _start_worker, (options.nice,)) as pool:
         for done, line in enumerate(pool.imap_unordered(_work, tasks), start=1):
             print(f"[{done}/{len(tasks)}] {line}", flush=True)
