@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-PAGES = (HERE.parent / "README.md", DOCUMENTS / "index.md", DOCUMENTS / "obstacles.md")
+PAGES = (HERE.parent / "README.md", DOCUMENTS / "index.md", DOCUMENTS / "obstacles.md", DOCUMENTS / "learning-rate.md")
 RESULTS = HERE / "results"
 
 Record = dict[str, Any]
@@ -314,8 +314,8 @@ def learning_rate(result: Record) -> str:
     header = ["rule", "training regret", "95%", "worst", "failed", "validation regret", "suggest_lr minus this"]
     held = result["range"]
     words = (
-        f"The 90% range held the grid's best rate on {held['first_held']} of {held['first_of']} scenarios with the "
-        f"first pilot ({held['all_held']} of {held['all_of']} over five pilots each). Between pilots the suggestion "
+        f"The range (nominally 90%) held the grid's best rate on {held['first_held']} of {held['first_of']} scenarios "
+        f"with the first pilot ({held['all_held']} of {held['all_of']} over five pilots each). Between pilots the suggestion "
         f"moves by {held['seed_spread_octaves_mean']:.2f} octaves (standard deviation, mean over scenarios)."
     )
     return "\n\n".join([_table(header, lines), words, _origin(result["provenance"])])

@@ -87,8 +87,8 @@ def suggest_lr(
 
     Returns:
         The recommendation; ``max_stable`` is an :class:`Estimate`, ``warmup_steps`` what the runs used or more. The
-        range is for the rate with the lowest training loss, at the level at which it covered that in cross-validation
-        over families of 50 small workloads; `max_stable` is not calibrated yet.
+        range is for the rate with the lowest training loss, at the level at which it covered that on 70 small workloads
+        of families that it was not fitted to; `max_stable` is not calibrated yet.
 
     Raises:
         InvalidArgumentError: A budget too small, or an optimizer without a stability threshold.
