@@ -313,10 +313,11 @@ def learning_rate(result: Record) -> str:
         lines.append([title, *cells, _mean(found["regret_val"]), "" if gap is None else _mean(gap)])
     header = ["rule", "training regret", "95%", "worst", "failed", "validation regret", "suggest_lr minus this"]
     held = result["range"]
+    first, every = f"{held['first_held']} of {held['first_of']}", f"{held['all_held']} of {held['all_of']}"
     words = (
-        f"The range (nominally 90%) held the grid's best rate on {held['first_held']} of {held['first_of']} scenarios "
-        f"with the first pilot ({held['all_held']} of {held['all_of']} over five pilots each). Between pilots the suggestion "
-        f"moves by {held['seed_spread_octaves_mean']:.2f} octaves (standard deviation, mean over scenarios)."
+        f"The range (nominally 90%) held the grid's best rate on {first} scenarios with the first pilot ({every} over "
+        f"five pilots each). Between pilots the suggestion moves by {held['seed_spread_octaves_mean']:.2f} octaves "
+        "(standard deviation, mean over scenarios)."
     )
     return "\n\n".join([_table(header, lines), words, _origin(result["provenance"])])
 
