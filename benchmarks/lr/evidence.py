@@ -2,8 +2,7 @@
 
     python benchmarks/lr/evidence.py --half tune
 
-Appends to results/evidence-HALF.json nothing that is already there for the present definition of a scenario; a few
-minutes on one core. `fit.py` fits the rule's coefficients to the tune half.
+Writes results/evidence-HALF.json anew; a few minutes on one core. `fit.py` fits the rule to the tune half.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ So :math:`F - g g^\top`, with g the gradient of the loss, is the covariance of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,17 +17,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from dyntune.curvature.linearised import Jacobian, LinearisedOperator
 from dyntune.errors import HVPUnsupportedError
-from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.vectors import Vector, norm
 from dyntune.objective.batches import num_rows, split_rows
-from dyntune.objective.hvp import first_line, unchanged_parameters
+from dyntune.objective.hvp import first_line
 from dyntune.objective.losses import Criterion, Loss, LossFunction
 from dyntune.objective.objective import Objective
 from dyntune.objective.parameters import ParameterSelection
 from dyntune.objective.shards import ProcessGroupLike
 from dyntune.objective.state import BorrowedBuffers
-from dyntune.objective.triage import check_twice_differentiable
 
 __all__ = ["EmpiricalFisherOperator", "empirical_fisher"]
 
@@ -39,41 +37,14 @@ MISSED = 1e-3
 _ADVICE = "Pass criterion=..., or a loss_fn that makes a mean over rows from one call model(batch[0])."
 
 
-class EmpiricalFisherOperator(LinearOperator):
+class EmpiricalFisherOperator(LinearisedOperator):
     """Empirical Fisher matrix of an :class:`Objective`; positive semi-definite, of rank at most the number of rows.
 
     Args:
         objective: A loss that is a weighted mean over rows (or their sum), each through its row of the model's output.
     """
 
-    method = "exact, retained graph"
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective.space)
-        self.objective = objective
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters, in the order of the vectors."""
-        return tuple(self.objective.parameters)
-
-    @contextmanager
-    def session(self) -> Iterator[Product]:
-        """Keep the graphs of all batches: forward, and the linear graph of one backward; no gradient of a row is kept.
-
-        Raises:
-            HVPUnsupportedError: The loss is not a mean over the rows of the model's output.
-        """
-        objective = self.objective
-        with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
-            with objective.layout.together("telling the rows apart"):
-                products = [self._batch(i, buffers) for i in range(len(objective.batches))]
-
-            def product(vector: Sequence[torch.Tensor]) -> Vector:
-                check()
-                return objective.accumulate(lambda i: (products[i][0](vector), products[i][1]))
-
-            yield objective.layout.across(product)
+    doing = "telling the rows apart"
 
     def _batch(self, index: int, buffers: BorrowedBuffers) -> tuple[Callable[..., Vector], float | torch.Tensor]:
         """The product on one batch, and the batch's weight."""
@@ -86,27 +57,13 @@ class EmpiricalFisherOperator(LinearOperator):
             handle.remove()
         rows = _row_slopes(self.objective, index, calls)
         _check_mean_over_rows(loss.value, rows, parameters)
-        # J^T u is linear in u, so its derivative with respect to u along the vector is J v: reverse mode only.
-        probes = [torch.zeros_like(z, requires_grad=True) for z in rows.outputs]
-        pulled = torch.autograd.grad(
-            rows.outputs, parameters, probes, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        if self.objective.suspects:
-            check_twice_differentiable(pulled)
+        jacobian = Jacobian(rows.outputs, parameters, suspects=self.objective.suspects)
 
         def product(vector: Sequence[torch.Tensor]) -> Vector:
-            live = [(g, v) for g, v in zip(pulled, vector, strict=True) if g.requires_grad]
-            if not live:
-                return [torch.zeros_like(p) for p in parameters]
-            heads, weights = zip(*live, strict=True)
-            pushed = torch.autograd.grad(heads, probes, weights, retain_graph=True, materialize_grads=True)  # J v
             # g_i . v for every row, times the row's share in the mean
+            pushed = jacobian.push(vector)
             along = sum((s * t).flatten(1).sum(1) for s, t in zip(rows.slopes, pushed, strict=True)) * rows.shares
-            pulls = [s * _like(along, s) for s in rows.slopes]
-            parts = torch.autograd.grad(
-                rows.outputs, parameters, pulls, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return [t if t.layout == torch.strided else t.to_dense() for t in parts]
+            return jacobian.pull([s * _like(along, s) for s in rows.slopes])
 
         return product, loss.weight
 

@@ -8,16 +8,14 @@ positive semi-definite, and for cross-entropy equal to the Fisher information ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from dyntune.curvature.linearised import Jacobian, LinearisedOperator
 from dyntune.errors import HVPUnsupportedError
-from dyntune.numerics.operator import LinearOperator, Product
 from dyntune.numerics.vectors import Vector, norm
-from dyntune.objective.hvp import unchanged_parameters
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective, Weighted
 from dyntune.objective.parameters import ParameterSelection
@@ -31,43 +29,12 @@ __all__ = ["GaussNewtonOperator", "gauss_newton"]
 PAST_THE_OUTPUTS = 1e-3
 
 
-class GaussNewtonOperator(LinearOperator):
+class GaussNewtonOperator(LinearisedOperator):
     """Gauss-Newton matrix of an :class:`Objective`; positive semi-definite where the loss is convex in the outputs.
 
     Args:
         objective: A loss that depends on the parameters through the model's output only.
     """
-
-    method = "exact, retained graph"
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective.space)
-        self.objective = objective
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters, in the order of the vectors."""
-        return tuple(self.objective.parameters)
-
-    @contextmanager
-    def session(self) -> Iterator[Product]:
-        """Keep the graphs of all batches: forward, one backward, and the backward's own linear graph.
-
-        Raises:
-            HVPUnsupportedError: The loss depends on the parameters past the outputs, or the model returns no tensor.
-            NondeterministicLossError: See :meth:`Objective.check_repeatable`, asked once.
-        """
-        objective = self.objective
-        objective.check_repeatable()
-        with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
-            with objective.layout.together("linearising the model"):
-                products = [self._batch(i, buffers) for i in range(len(objective.batches))]
-
-            def product(vector: Sequence[torch.Tensor]) -> Vector:
-                check()
-                return objective.accumulate(lambda i: (products[i][0](vector), products[i][1]))
-
-            yield objective.layout.across(product)
 
     def _batch(self, index: int, buffers: BorrowedBuffers) -> tuple[Callable[..., Vector], float | torch.Tensor]:
         """The product on one batch, and the batch's weight."""
@@ -77,23 +44,10 @@ class GaussNewtonOperator(LinearOperator):
             loss.value, outputs, create_graph=True, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         _check_through_outputs(loss.value, outputs, slopes, parameters)
-        # J^T u is linear in u, so its derivative with respect to u along the vector is J v: reverse mode only.
-        probes = [torch.zeros_like(z, requires_grad=True) for z in outputs]
-        pulled = torch.autograd.grad(
-            outputs, parameters, probes, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        jacobian = Jacobian(outputs, parameters, suspects=self.objective.suspects)
 
         def product(vector: Sequence[torch.Tensor]) -> Vector:
-            live = [(g, v) for g, v in zip(pulled, vector, strict=True) if g.requires_grad]
-            if not live:
-                return [torch.zeros_like(p) for p in parameters]
-            heads, weights = zip(*live, strict=True)
-            pushed = torch.autograd.grad(heads, probes, weights, retain_graph=True, materialize_grads=True)  # J v
-            curved = _output_curvature(slopes, outputs, pushed)
-            parts = torch.autograd.grad(
-                outputs, parameters, curved, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return [t if t.layout == torch.strided else t.to_dense() for t in parts]
+            return jacobian.pull(_output_curvature(slopes, outputs, jacobian.push(vector)))
 
         return product, loss.weight
 
