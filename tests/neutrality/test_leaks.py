@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import mmap
 import os
 import weakref
 from collections.abc import Callable
@@ -173,6 +174,10 @@ def test_resident_memory_is_flat_over_all_measurements():
 
 @needs_proc
 def test_the_slope_sees_what_is_kept():
-    """The bound can be missed: 256 kB kept each time, more than the heap can have lying idle from other tests."""
+    """The bound can be missed: 256 kB kept each time, mapped anew so that no idle heap of other tests can serve it."""
     kept: list[torch.Tensor] = []
-    assert growth(wide(), lambda s: kept.append(torch.ones(1 << 16)), 200) > FLAT
+
+    def leak(_: Subject) -> None:
+        kept.append(torch.frombuffer(mmap.mmap(-1, 1 << 18), dtype=torch.float32).fill_(1))
+
+    assert growth(wide(), leak, 200) > FLAT
