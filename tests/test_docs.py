@@ -13,7 +13,15 @@ from tests.documents import ROOT, blocks, numbers, readers_names, run, without_n
 CONCEPTS = ROOT / "docs" / "concepts"
 PAGES = [ROOT / "docs" / "index.md", *sorted(CONCEPTS.glob("*.md"))]
 # The pages that explain a number also show how to get it.
-WITH_CODE = ("batch-sharpness", "gauss-newton", "loss-slices", "preconditioned", "thresholds", "trace-density-blocks")
+WITH_CODE = (
+    "batch-sharpness",
+    "gauss-newton",
+    "gradient-signals",
+    "loss-slices",
+    "preconditioned",
+    "thresholds",
+    "trace-density-blocks",
+)
 
 
 def by_name(path) -> str:
