@@ -2,13 +2,21 @@
 
 Every record has ``kind`` and a sequence number ``seq``, which counts up by one from 0 in each file. Kinds:
 
-- ``header``: first in the file; ``schema`` (the version of this format) and ``provenance``.
+- ``header``: first in the file; ``schema`` (the version of this format), ``run`` (an identifier, the same in the files
+  of all processes), ``rank`` and ``world`` (which process of how many wrote it), ``torn`` and ``provenance``.
 - ``column``: what a column of the rows holds: ``name``, ``unit``, ``method``, ``level``, ``covers``. Written before the
   first row that has it, and again when it changes.
 - ``row``: measurements at one ``step``: ``values`` by column (an interval's ends as ``name.low`` and ``name.high``),
   ``status`` by column where it is not OK (``[name of the status, reason]``), ``labels`` (text by name).
 - ``assumed``: ``detail``: what the rows from here on assume, such as the loss, the counts and the mode.
 - ``event``: ``name``, ``step`` or null, ``detail``.
+- ``resumed``: a writer goes on from here. ``step``: the last one that counts, or null where nobody said; ``torn``:
+  whether the line before is the piece of a record whose writer died; ``of``: the run that was resumed where it is
+  another; ``provenance``.
+- ``lost``: ``count`` records before this one could not be written, ``reason``.
+
+A writer only ever appends. So a piece that was left behind is closed off by a newline, not cut off, and rows of an
+attempt that a later one takes back to an earlier step stay in the file: readers sort them out.
 
 Readers pass over kinds and fields that they do not know, so that both can be added within a schema version. JSON knows
 neither NaN nor infinity: such numbers are null, and ``nonfinite`` maps the place, as JSON pointer (RFC 6901), to
@@ -27,6 +35,9 @@ __all__ = ["SCHEMA", "BadRecordError", "decode", "encode"]
 SCHEMA = 1
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 MOST = 2**63 - 1  # steps and sequence numbers become int64
+MOST_RANKS = 10**6  # of which the missing ones are listed
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class BadRecordError(ValueError):
@@ -37,7 +48,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
     r"""One record as one line, with its newline.
 
     Args:
-        record: Plain Python values: strings, numbers, booleans, None, lists, tuples and mappings of those.
+        record: Plain Python values: strings, numbers, booleans, None, lists, tuples and mappings of those by text.
 
     Raises:
         TypeError: Something else.
@@ -46,11 +57,15 @@ def encode(record: Mapping[str, Any]) -> bytes:
         >>> encode({"kind": "row", "seq": 1, "values": {"loss": math.inf}})
         b'{"kind":"row","seq":1,"values":{"loss":null},"nonfinite":{"/values/loss":"inf"}}\n'
     """
+    try:  # nearly always finite; benchmarks/run_log.py has what formatting by hand would save: little
+        return _ENCODER.encode(record).encode("ascii") + b"\n"
+    except ValueError:
+        pass
     flags: dict[str, str] = {}
     plain = {str(key): _plain(item, f"/{_escaped(key)}", flags) for key, item in record.items()}
     if flags:
         plain["nonfinite"] = flags
-    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    return _ENCODER.encode(plain).encode("ascii") + b"\n"
 
 
 def _escaped(key: Any) -> str:
@@ -92,6 +107,8 @@ def decode(line: bytes) -> dict[str, Any]:
         "row": _check_row,
         "event": _check_event,
         "assumed": _check_detail,
+        "resumed": _check_resumed,
+        "lost": _check_lost,
     }
     check.get(record["kind"], lambda _: None)(record)
     return record
@@ -129,6 +146,12 @@ def _restore(record: Any, place: Any, flag: Any) -> None:
 def _check_header(record: dict[str, Any]) -> None:
     if not _is_count(record.get("schema")):
         raise BadRecordError("header without schema")
+    if not isinstance(record.get("run", ""), str):
+        raise BadRecordError("run is no text")
+    rank, world = record.get("rank", 0), record.get("world", 1)
+    if not (_is_count(rank) and _is_count(world) and rank < world <= MOST_RANKS):
+        raise BadRecordError("rank or world makes no sense")
+    _check_torn(record)
     _mapping(record, "provenance")
 
 
@@ -165,3 +188,24 @@ def _check_event(record: dict[str, Any]) -> None:
 
 def _check_detail(record: dict[str, Any]) -> None:
     _mapping(record, "detail")
+
+
+def _check_resumed(record: dict[str, Any]) -> None:
+    if record.get("step") is not None and not _is_count(record["step"]):
+        raise BadRecordError("step is no count")
+    _check_torn(record)
+    if not isinstance(record.get("of", ""), str):
+        raise BadRecordError("of is no text")
+    _mapping(record, "provenance")
+
+
+def _check_torn(record: dict[str, Any]) -> None:
+    if not isinstance(record.get("torn", False), bool):
+        raise BadRecordError("torn is neither true nor false")
+
+
+def _check_lost(record: dict[str, Any]) -> None:
+    if not _is_count(record.get("count")):
+        raise BadRecordError("lost without a count")
+    if not isinstance(record.get("reason", ""), str):
+        raise BadRecordError("reason is no text")
