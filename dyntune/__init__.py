@@ -22,8 +22,8 @@ from dyntune.curvature.slices import LossSlice as LossSlice
 from dyntune.curvature.slices import loss_slice as loss_slice
 from dyntune.curvature.trace import trace as trace
 from dyntune.monitor.checkpoints import trace_checkpoints as trace_checkpoints
+from dyntune.monitor.load import load_run as load_run
 from dyntune.monitor.run import Run as Run
-from dyntune.monitor.run import load_run as load_run
 from dyntune.numerics.operator import LinearOperator as LinearOperator
 from dyntune.objective.losses import Loss as Loss
 from dyntune.objective.team import Team as Team
@@ -31,5 +31,7 @@ from dyntune.records import Estimate as Estimate
 from dyntune.records import Recommendation as Recommendation
 from dyntune.records import Status as Status
 from dyntune.suggest.lr import suggest_lr as suggest_lr
+from dyntune.suggest.schedule import suggest_schedule as suggest_schedule
+from dyntune.suggest.schedule_rule import Schedule as Schedule
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: ``dyntune demo``."""
+"""The command line: ``dyntune demo`` and ``dyntune lr``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dyntune import __version__
+from dyntune.commands import lr
 from dyntune.errors import DyntuneError
 
 __all__ = ["main"]
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
     demo.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean little")
     demo.set_defaults(run=_demo)
+    lr.add(commands, say=_say)
     return parser
 
 

@@ -154,7 +154,7 @@ def tour(*, size: Size | None = None, seed: int = 0, say: Say | None = None) -> 
             schedule="linear decay",
             max_gradients=size.max_gradients,
             seed=seed,
-            progress=lambda _stage, spent: update(spent),
+            progress=lambda _stage, spent, _best: update(spent),
         )
     say(f"Suggested learning rate: {recommendation}.")
 

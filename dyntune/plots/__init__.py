@@ -6,5 +6,6 @@ from dyntune.plots.density import plot_density as plot_density
 from dyntune.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
 from dyntune.plots.recommendation import plot_recommendation as plot_recommendation
 from dyntune.plots.run import plot_run as plot_run
+from dyntune.plots.schedule import plot_schedule as plot_schedule
 from dyntune.plots.sharpness import plot_sharpness as plot_sharpness
 from dyntune.plots.slices import plot_slice as plot_slice

@@ -1,0 +1,1 @@
+"""Front doors, against the real frameworks."""
