@@ -1,36 +1,37 @@
-"""One pilot: bracket by a ramp, compare learning rates by short runs, measure curvature where the best one leads."""
+"""One pilot: bracket by a ramp, compare learning rates by short runs, go on at the best one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dyntune.errors import InvalidArgumentError
-from dyntune.numerics.operator import LinearOperator, Product
-from dyntune.numerics.vectors import Vector, VectorSpace
-from dyntune.objective.hvp import second_derivative
-from dyntune.objective.objective import Objective, differentiate
+from dyntune.objective.objective import Objective
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.runs import InitialLosses, Ramp, ShortRun, critical_lr, ramp, short_run, tail_length
-from dyntune.pilot.twin import GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
+from dyntune.pilot.twin import FORWARD_COST, GRADIENT_COST, CostMeter, Training, Twin
 from dyntune.stability.thresholds import Recurrence, batch_threshold, recurrence
 
-__all__ = ["MIN_GRADIENTS", "Pilot", "PilotOperator", "go_on", "measure_batches", "run_pilot"]
+__all__ = ["MIN_GRADIENTS", "Pilot", "go_on", "run_pilot"]
 
 # Fewest gradient-equivalents with which every part of the pilot still has two steps.
 MIN_GRADIENTS = 60
-# Learning rates compared by short runs, and their spacing: 3^5 = 243 below the blow-up of the ramp. The best learning
-# rate lies between 1.6 and 50 times below the onset of instability on nine workloads of 250 to 400 steps, and a ramp
-# overshoots the onset because it spends only a step or two at each rate.
-SWEEP_COUNT = 6
-SWEEP_FACTOR = 3.0
-# Share of the budget that the ramp takes; comparing it with the losses before takes another 0.04.
+# Learning rates compared by short runs, and their spacing; the first lies one spacing below the blow-up of the ramp, so
+# they reach down to 1/256 of it. The best learning rate lies between 1.6 and 50 times below the onset of instability on
+# nine workloads of 250 to 400 steps, and a ramp overshoots the onset because it spends only a step or two at each rate.
+# Few long runs beat many short ones: cross-validated regret on the tune half of benchmarks/lr 0.034 with 4 runs of 36
+# steps a factor 4 apart, 0.038 with 5, 0.034 with 6 of 24 a factor 3 apart, 0.042 with 8 of 18 a factor 2 apart, 0.043
+# with 6 of 12 and curvature for the rest of the budget (decision 0008).
+SWEEP_COUNT = 4
+SWEEP_FACTOR = 4.0
+# Shares of the budget: of the ramp (at 0.10 its steps are too coarse: regret 0.043 instead of 0.033), and of going on
+# at the best; the short runs take what lies between. A step costs a gradient, and the first run that comes so far also
+# a forward pass: the loss before training, which blow-ups are compared with.
 RAMP_SHARE = 0.16
+FOLLOW_SHARE = 0.08
 # The ramp covers this many octaves from far below the one-step critical rate.
 RAMP_OCTAVES = 16
 RAMP_BELOW_CRITICAL = 2.0**-12
@@ -48,7 +49,6 @@ class Pilot:
         losses_before: Losses before training, by step.
         initial: Mean loss before training over the batches that the short runs end on.
         gains: How much the best short run lowered the loss on each of those batches, paired.
-        batch_curvature: ``d.Hd / d.g`` of fresh batches after the best short run went on; empty if not measured.
         follow: The run that went on from the best short run.
         warmup: Warm-up steps of the short runs.
     """
@@ -61,48 +61,7 @@ class Pilot:
     initial: float
     gains: tuple[float, ...]
     warmup: int
-    batch_curvature: list[float] = field(default_factory=list)
     follow: ShortRun | None = None
-
-
-class PilotOperator(LinearOperator):
-    """``P^-1/2 H P^-1/2`` of one batch at a twin's parameters (H itself for SGD).
-
-    Args:
-        twin: Where; must not be stepped while a session is open.
-        index: Which batch.
-    """
-
-    method = "exact, retained graph"
-
-    def __init__(self, twin: Twin, index: int) -> None:
-        super().__init__(VectorSpace.of(twin.tensors))
-        self._twin = twin
-        self._index = index
-
-    @property
-    def scaled(self) -> bool:
-        """Whether there is a preconditioner."""
-        return self._twin.preconditioner() is not None
-
-    @contextmanager
-    def session(self) -> Iterator[Product]:
-        """One gradient with its graph, then one backward pass per product."""
-        twin = self._twin
-        scale = twin.preconditioner()
-        root = None if scale is None else [s.rsqrt() for s in scale]
-        twin.meter.charge(GRADIENT_COST)
-        with twin.held():
-            loss = twin.objective.batch_loss(self._index, twin.buffers, renew=False)
-            gradient = differentiate(loss.value, twin.tensors, create_graph=True)
-
-            def product(vector: Sequence[torch.Tensor]) -> Vector:
-                twin.meter.charge(PRODUCT_COST)
-                scaled = list(vector) if root is None else list(torch._foreach_mul(list(vector), root))
-                result = second_derivative(gradient, twin.tensors, scaled, keep=True)
-                return result if root is None else list(torch._foreach_mul(result, root))
-
-            yield product
 
 
 def run_pilot(
@@ -112,17 +71,17 @@ def run_pilot(
     meter: CostMeter,
     *,
     seed: int,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Callable[[str, float, float | None], None] | None = None,
 ) -> tuple[Pilot, Twin]:
-    """The pilot, and the twin where it ended (for measuring curvature there).
+    """The ramp and the short runs, and the twin where the best of them ended.
 
     Args:
         objective: The user's loss.
         training: How the user trains.
         buffers: Of the enclosing ``objective.measuring()``.
-        meter: Budget; about half of it is left for curvature.
+        meter: Budget; FOLLOW_SHARE of it is left for :func:`go_on`.
         seed: Seed of dropout in the pilot's steps.
-        progress: Called with (stage, gradient-equivalents spent).
+        progress: Called with (stage, gradient-equivalents spent, best learning rate so far or None).
 
     Raises:
         InvalidArgumentError: A budget below :data:`MIN_GRADIENTS` per accumulated batch; an optimizer without a
@@ -135,9 +94,9 @@ def run_pilot(
             f"{MIN_GRADIENTS * per_step}."
         )
 
-    def tell(stage: str) -> None:
+    def tell(stage: str, guess: float | None = None) -> None:
         if progress is not None:
-            progress(stage, meter.spent)
+            progress(stage, meter.spent, guess)
 
     scout = Twin(objective, training, buffers, meter, seed=seed)
     if (limit := batch_threshold(scout.optimizer)).value is None:
@@ -153,10 +112,10 @@ def run_pilot(
     found = ramp(scout, np.geomspace(start, start * 2.0**RAMP_OCTAVES, steps).tolist(), initial)
     del scout
     tell("range test")
-    length = max(3, int(0.36 * meter.limit / per_step / SWEEP_COUNT))
+    length = max(3, int((meter.left - FOLLOW_SHARE * meter.limit) / per_step / (SWEEP_COUNT + FORWARD_COST)))
     warmup = length // 4
     before = [initial.of(step) for step in range(length - tail_length(length), length)]
-    top = (found.blow_up or found.lrs[-1]) / math.sqrt(SWEEP_FACTOR)
+    top = (found.blow_up or found.lrs[-1]) / SWEEP_FACTOR
     runs: list[ShortRun] = []
     best: tuple[ShortRun, Twin] | None = None
     for exponent in range(SWEEP_COUNT):
@@ -165,7 +124,7 @@ def run_pilot(
         runs.append(run)
         if best is None or run.score < best[0].score:
             best = (run, twin)
-        tell(f"short run at {run.lr:.1e}")
+        tell(f"short run at {run.lr:.1e}", None if best[0].diverged else best[0].lr)
     assert best is not None
     runs.reverse()
     gains = () if best[0].diverged else tuple(np.subtract(before, best[0].losses[-len(before) :]).tolist())
@@ -190,18 +149,20 @@ def _critical(twin: Twin) -> float:
     return found if 0 < found < math.inf else guess
 
 
-def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
-    """Train on at the best short run's rate, and at lower ones as long as that blows up and the budget lasts.
+def go_on(pilot: Pilot, twin: Twin) -> None:
+    """Train on at the best short run's rate with what is left of the budget, and at lower ones if that blows up early.
 
     A short run cannot see an instability that comes later, when curvature has grown: a rate that fails here is marked
     as diverged in ``pilot.runs`` and the next lower one is trained from the start. It fails when it blows up, and when
     it loses half of what the best short run had gained, as a network does whose units die (an end above the midpoint of
     initial and best loss is a failure in benchmarks/lr, too).
 
-    Returns:
-        The twin that survived (or the last that did not); ``pilot.follow`` is its run, diverged if the budget ran out
-        before a rate survived.
+    ``pilot.follow`` is the last run, diverged if the budget ran out before a rate survived; None if nothing was left.
     """
+    per_step = twin.training.accumulate
+    steps = int(twin.meter.left / per_step / (GRADIENT_COST + FORWARD_COST))
+    if steps < 1:
+        return
     best = min(pilot.runs, key=lambda run: run.score)
     midpoint = (pilot.initial + best.score) / 2
 
@@ -214,18 +175,9 @@ def go_on(pilot: Pilot, twin: Twin, *, steps: int) -> Twin:
         place = pilot.runs.index(best)
         pilot.runs[place] = ShortRun(best.lr, best.losses + pilot.follow.losses, diverged=True)
         length = len(best.losses) + steps
-        if place == 0 or twin.meter.left < length * twin.training.accumulate:
+        if place == 0 or twin.meter.left < (length * GRADIENT_COST + steps * FORWARD_COST) * per_step:
             break
         best = pilot.runs[place - 1]
         twin = Twin(twin.objective, twin.training, twin.buffers, twin.meter, seed=twin.seed)
         pilot.follow = follow(best.lr, length, pilot.warmup)
         pilot.runs[place - 1] = best = pilot.follow
-    return twin
-
-
-def measure_batches(twin: Twin, *, count: int) -> list[float]:
-    """``d.Hd / d.g`` of `count` batches at the twin, along each batch's own preconditioned gradient."""
-    scale = twin.preconditioner()
-    total = len(twin.objective.batches)
-    done = twin.steps * twin.training.accumulate
-    return [twin.batch_curvature((done + i) % total, scale) for i in range(count)]

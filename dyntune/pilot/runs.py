@@ -18,6 +18,8 @@ __all__ = ["InitialLosses", "Ramp", "ShortRun", "critical_lr", "ramp", "short_ru
 # criterion of "peaks above twice the initial loss", batch by batch. Against the mean alone, a batch of four rows with a
 # heavy-tailed loss blows up by itself: 4 of 49 workloads of benchmarks/lr then had a blow-up octaves below their best.
 BLOW_UP = 1.0
+# That many losses in a row: of four rows one batch is high by chance, and a run that blows up stays high.
+IN_A_ROW = 2
 # The share of a ramp that is so far below the critical rate that its losses are still the initial ones.
 STILL_INITIAL = 0.25
 # Doublings from a step of one percent of the largest weight: 24 of them reach 2e5 times the weights.
@@ -70,7 +72,7 @@ class Ramp:
     Args:
         lrs: Learning rates of the steps taken.
         losses: Loss before each step; the last may be non-finite.
-        blow_up: Learning rate of the step whose loss exceeded the limit; None if the ramp ended first.
+        blow_up: Learning rate of the step that raised the loss beyond the limit; None if the ramp ended first.
     """
 
     lrs: tuple[float, ...]
@@ -123,16 +125,18 @@ def ramp(
 ) -> Ramp:
     """Step once at each learning rate, ascending, until the loss blows up; its first losses are noted in `initial`."""
     losses: list[float] = []
+    high = 0
     for count, lr in enumerate(lrs):
-        loss = twin.step(lr)
-        losses.append(loss)
+        losses.append(twin.step(lr))
         if progress is not None:
             progress(lr)
-        if count < STILL_INITIAL * len(lrs) and math.isfinite(loss):
-            initial.note(count, loss)
-        elif initial.blew_up(count, loss):
-            # The loss is that before this step: the step that raised it was the one before.
-            return Ramp(tuple(lrs[: count + 1]), tuple(losses), lrs[max(count - 1, 0)])
+        if count < STILL_INITIAL * len(lrs) and math.isfinite(losses[-1]):
+            initial.note(count, losses[-1])
+            continue
+        high = high + 1 if initial.blew_up(count, losses[-1]) else 0
+        if high == IN_A_ROW or not math.isfinite(losses[-1]):
+            # A loss is that before its step: the step that raised the first of them was the one before.
+            return Ramp(tuple(lrs[: count + 1]), tuple(losses), lrs[max(count - high, 0)])
     return Ramp(tuple(lrs), tuple(losses), None)
 
 
@@ -147,9 +151,11 @@ def short_run(twin: Twin, lr: float, *, steps: int, warmup: int, initial: Initia
         initial: Losses before training, the reference of the blow-up.
     """
     losses: list[float] = []
+    high = 0
     for step in range(steps):
         place = twin.steps
         losses.append(twin.step(lr * min(1.0, (step + 1) / (warmup + 1))))
-        if initial.blew_up(place, losses[-1]):
+        high = high + 1 if initial.blew_up(place, losses[-1]) else 0
+        if high == IN_A_ROW or not math.isfinite(losses[-1]):
             return ShortRun(lr, tuple(losses), diverged=True)
     return ShortRun(lr, tuple(losses), diverged=False)

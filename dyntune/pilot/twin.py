@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dyntune.numerics.random import stream_seed
 from dyntune.numerics.vectors import Vector
-from dyntune.objective.context import differentiable_twice
-from dyntune.objective.directional import along_gradient
 from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.pilot.optimizers import OptimizerLike, twin_optimizer
@@ -24,7 +20,6 @@ __all__ = ["CostMeter", "Training", "Twin"]
 # cost about two gradients (measured 1.7 to 2.3; the graph itself is one gradient).
 FORWARD_COST = 1 / 3
 GRADIENT_COST = 1.0
-PRODUCT_COST = 2.3
 
 
 class CostMeter:
@@ -143,8 +138,6 @@ class Twin:
         ):
             return float(loss.value)
 
-    # -- curvature -----------------------------------------------------------------------------------------------
-
     def preconditioner(self) -> Vector | None:
         """Diagonal P of the optimizer's step, learning-rate ratios included; None where it is the identity.
 
@@ -156,23 +149,3 @@ class Twin:
     def stepped(self) -> bool:
         """Whether the optimizer has a state to read a preconditioner from."""
         return bool(self.optimizer.state)
-
-    def batch_curvature(self, index: int, scale: Vector | None) -> float:
-        """Curvature ``d.Hd / d.g`` of one batch along its own preconditioned gradient ``d = P^-1 g`` (exact).
-
-        Times the learning rate it is what the stochastic threshold speaks of; NaN where the gradient is zero.
-        """
-        self.meter.charge(GRADIENT_COST + PRODUCT_COST)
-        with self.held():
-            loss = self.objective.batch_loss(index, self.buffers, renew=False)
-            curved, slope = along_gradient(loss.value, self.tensors, scale)
-        return curved / slope if slope > 0 else math.nan
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The twin's parameters in the model's place, in a context that can be differentiated twice."""
-        with (
-            self.objective.swapped(self.parameters),
-            differentiable_twice(self.objective.model, self.objective.space.device),
-        ):
-            yield

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from dyntune.curvature.eigenvalues import eigenvalues
-from dyntune.curvature.sharpness import eigenvalue_estimate
 from dyntune.errors import InvalidArgumentError
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective
 from dyntune.pilot.optimizers import OptimizerLike
-from dyntune.pilot.probe import (
-    MIN_GRADIENTS,
-    SWEEP_FACTOR,
-    Pilot,
-    PilotOperator,
-    go_on,
-    measure_batches,
-    run_pilot,
-)
-from dyntune.pilot.twin import FORWARD_COST, GRADIENT_COST, PRODUCT_COST, CostMeter, Training, Twin
-from dyntune.records import Estimate, Recommendation
+from dyntune.pilot.probe import MIN_GRADIENTS, Pilot, go_on, run_pilot
+from dyntune.pilot.twin import FORWARD_COST, Training, Twin
+from dyntune.records import Recommendation
 from dyntune.suggest.lr_rule import LREvidence, lr_rule
+from dyntune.suggest.progress import ProgressLike, reporting
 
 __all__ = ["suggest_lr"]
-
-# Shares of max_gradients: the ramp takes 0.20, the short runs 0.36 (fewer when some blow up), going on 0.12, batch
-# curvature 0.15, and lambda_max what is left, 0.1 or more: eight products, which see a lone eigenvalue.
-FOLLOW_SHARE = 0.12
-BATCH_SHARE = 0.15
 
 
 def suggest_lr(
@@ -51,17 +36,16 @@ def suggest_lr(
     autocast: torch.dtype | None = None,
     max_gradients: int = 200,
     seed: int = 0,
-    progress: Callable[[str, float], None] | None = None,
+    progress: ProgressLike = None,
     strict: bool = False,
 ) -> Recommendation:
     """Suggest a peak learning rate, with a range, the evidence behind it and the largest stable rate.
 
     A pilot trains *twins* (cloned parameters, an optimizer rebuilt from the user's type, groups and state): a ramp
-    that stops at its own blow-up, six short runs below it, and a longer one at the best rate. Where that leads,
-    curvature is measured: of fresh batches along their own step (the stochastic threshold) and, as far as the budget
-    goes, lambda_max (the deterministic threshold, an upper bound). The value blends short runs, blow-up, stochastic
-    threshold and one-step critical rate by weights fitted to brute-force sweeps. The pure rule is
-    ``dyntune.suggest.lr_rule.lr_rule``.
+    that stops at its own blow-up, four short runs below it, a factor four apart, and the best of them for longer. The
+    value blends where the short runs' loss is lowest with the one-step critical rate, by weights fitted to brute-force
+    sweeps; at most half of what blew up. First gradients only: no product with a Hessian, so that fused attention and
+    any other kernel will do. The pure rule is ``dyntune.suggest.lr_rule.lr_rule``.
 
     The user's model, optimizer, gradients, buffers and random states are bit-identical afterwards.
 
@@ -78,17 +62,19 @@ def suggest_lr(
         schedule: Recorded; the value is a peak rate for a schedule that decays.
         clip_norm: Gradient norm clipping, as in training.
         accumulate: Batches per optimizer step, as in training.
-        autocast: Dtype of mixed precision in training, such as ``torch.bfloat16``; curvature is measured without.
+        autocast: Dtype of mixed precision in training, such as ``torch.bfloat16``.
         max_gradients: Budget in gradient-equivalents: one forward and backward pass on a training batch, at least
             60 times `accumulate`.
-        seed: Seed of dropout and of the Lanczos start.
-        progress: Called with (stage, gradient-equivalents spent).
+        seed: Seed of dropout.
+        progress: None: a bar with the best guess so far, on a terminal or in a notebook, once a second is over. False:
+            never; True: always. A function: called with (stage, gradient-equivalents spent, best guess or None).
         strict: Raise when the status is not OK; the error carries the recommendation as ``partial``.
 
     Returns:
         The recommendation; ``max_stable`` is an :class:`Estimate`, ``warmup_steps`` what the runs used or more. The
-        range is for the rate with the lowest training loss, at the level at which it covered that on 70 small workloads
-        of families that it was not fitted to; `max_stable` is not calibrated yet.
+        range is for the rate with the lowest training loss, that of ``max_stable`` for the rate at which training
+        begins to fail, both at the level at which they covered it on 70 small workloads of families that they were not
+        fitted to (docs: results, learning rates).
 
     Raises:
         InvalidArgumentError: A budget too small, or an optimizer without a stability threshold.
@@ -99,8 +85,7 @@ def suggest_lr(
     Cost:
         At most `max_gradients`; memory of two twins (parameters and optimizer state) and one batch's graph.
     Assumes:
-        The first steps speak for the training to come. Curvature often grows later; the stochastic threshold after
-        the pilot sees part of that, the short runs none.
+        The first steps speak for the training to come: an instability that comes after hundreds of steps is not seen.
     Source:
         See ``Recommendation.sources``.
 
@@ -132,11 +117,14 @@ def suggest_lr(
         widen=False,  # a twin that trains in float32 says nothing about steps that are rounded to bfloat16
         seed=seed,
     )
-    meter = CostMeter(max_gradients)
-    meter.charge(FORWARD_COST)
-    with objective.measuring() as buffers:
-        pilot, twin = run_pilot(objective, training, buffers, meter, seed=seed, progress=progress)
-        evidence = _evidence(pilot, twin, num_steps=num_steps, schedule=schedule, seed=seed, progress=progress)
+    with reporting(progress, limit=max_gradients) as (meter, tell), objective.measuring() as buffers:
+        meter.charge(FORWARD_COST)
+        pilot, twin = run_pilot(objective, training, buffers, meter, seed=seed, progress=tell)
+        if sum(pilot.gains) > 0:
+            go_on(pilot, twin)
+            if tell is not None:
+                tell("going on at the best rate", meter.spent, min(pilot.runs, key=lambda run: run.score).lr)
+        evidence = _evidence(pilot, twin, num_steps=num_steps, schedule=schedule)
     result = lr_rule(evidence, optimizer=pilot.recurrence)
     return result.require() if strict else result
 
@@ -151,86 +139,30 @@ def _training(
     return Training(optimizer, clip_norm=clip_norm, accumulate=accumulate, autocast=autocast)
 
 
-def _evidence(
-    pilot: Pilot,
-    twin: Twin,
-    *,
-    num_steps: int | None,
-    schedule: str | None,
-    seed: int,
-    progress: Callable[[str, float], None] | None,
-) -> LREvidence:
-    """Go on from the best short run, and measure curvature where that leads, within the budget."""
-    meter, per_step = twin.meter, twin.training.accumulate
-    gain, gain_se = _gain(pilot)
-    improved = gain > 0
-    verified = False
-    curvatures: list[float] = []
-    lambda_max: Estimate | None = None
-    if improved:
-        steps = max(2, int(FOLLOW_SHARE * meter.limit / per_step))
-        twin = go_on(pilot, twin, steps=min(steps, int(meter.left / per_step)))
-        if progress is not None:
-            progress("going on at the best rate", meter.spent)
-        verified = pilot.follow is not None and not pilot.follow.diverged
-        if verified:
-            curvatures = measure_batches(twin, count=_batch_count(twin))
-            lambda_max = _lambda_max(twin, seed=seed)
-        if progress is not None:
-            progress("curvature", meter.spent)
-    best = min(pilot.runs, key=lambda run: run.score)
+def _evidence(pilot: Pilot, twin: Twin, *, num_steps: int | None, schedule: str | None) -> LREvidence:
+    """What the pilot found, in the rule's terms."""
     failed = [run.lr for run in pilot.runs if run.diverged]
     if pilot.ramp.blow_up is not None:
         failed.append(pilot.ramp.blow_up)
-    finite = [c for c in curvatures if math.isfinite(c)]
-    spread = float(np.std(finite, ddof=1) / math.sqrt(len(finite))) if len(finite) > 1 else None
+    spread = np.std(pilot.gains, ddof=1) if len(pilot.gains) > 1 else 0.0
     betas = twin.optimizer.param_groups[0].get("betas")
     return LREvidence(
-        pick=best.lr if improved and not best.diverged else None,
-        verified=verified,
-        spacing=SWEEP_FACTOR,
+        rates=tuple(run.lr for run in pilot.runs),
+        losses=tuple(run.score for run in pilot.runs),
         blow_up=min(failed, default=None),
-        batch_curvature=float(np.mean(finite)) if finite else None,
-        batch_curvature_se=spread,
-        lambda_max=lambda_max,
+        tried=max(pilot.ramp.lrs),
         critical=pilot.critical,
         initial=pilot.initial,
-        reached=best.score,
-        gain_se=gain_se,
+        gain_se=float(spread / math.sqrt(max(1, len(pilot.gains)))),
         num_batches=len(twin.objective.batches),
         warmup=pilot.warmup,
-        cost=meter.spent,
+        cost=twin.meter.spent,
         num_steps=num_steps,
         beta2=None if betas is None else float(betas[1]),
+        verified=pilot.follow is None or not pilot.follow.diverged,
         checks=_checks(pilot, twin, num_steps, schedule),
         series=_series(pilot),
     )
-
-
-def _gain(pilot: Pilot) -> tuple[float, float]:
-    """How much the best short run lowered the loss, batch by batch: mean and standard error (-inf if all diverged)."""
-    if not pilot.gains:
-        return -math.inf, 0.0
-    error = float(np.std(pilot.gains, ddof=1)) / math.sqrt(len(pilot.gains)) if len(pilot.gains) > 1 else 0.0
-    return float(np.mean(pilot.gains)), error
-
-
-def _batch_count(twin: Twin) -> int:
-    """How many batches the curvature is averaged over: 0.15 of the budget, each batch once."""
-    meter = twin.meter
-    affordable = min(BATCH_SHARE * meter.limit, meter.left) / (GRADIENT_COST + PRODUCT_COST)
-    return min(int(affordable), len(twin.objective.batches))
-
-
-def _lambda_max(twin: Twin, *, seed: int) -> Estimate | None:
-    """lambda_max of one batch with what is left of the budget; None where that is fewer than four products."""
-    products = int((twin.meter.left - GRADIENT_COST) / PRODUCT_COST)
-    if products < 4:
-        return None
-    operator = PilotOperator(twin, twin.steps % len(twin.objective.batches))
-    found = eigenvalues(operator, max_products=products, seed=seed)
-    unit = "1 / learning rate" if operator.scaled else "loss / parameter^2"
-    return eigenvalue_estimate(found, 0, unit=unit)
 
 
 def _checks(pilot: Pilot, twin: Twin, num_steps: int | None, schedule: str | None) -> tuple[str, ...]:
