@@ -312,14 +312,28 @@ def learning_rate(result: Record) -> str:
         title = "**suggest_lr**" if name == "suggest_lr" else name
         lines.append([title, *cells, _mean(found["regret_val"]), "" if gap is None else _mean(gap)])
     header = ["rule", "training regret", "95%", "worst", "failed", "validation regret", "suggest_lr minus this"]
-    held = result["range"]
-    first, every = f"{held['first_held']} of {held['first_of']}", f"{held['all_held']} of {held['all_of']}"
-    words = (
-        f"The range (nominally 90%) held the grid's best rate on {first} scenarios with the first pilot ({every} over "
-        f"five pilots each). Between pilots the suggestion moves by {held['seed_spread_octaves_mean']:.2f} octaves "
-        "(standard deviation, mean over scenarios)."
+    return "\n\n".join([_table(header, lines), *_lr_ranges(result["ranges"]), _origin(result["provenance"])])
+
+
+def _lr_ranges(found: Record) -> Iterable[str]:
+    """What the intervals held, in a table, and the spread between pilots."""
+    titles = {
+        "range": "`low` to `high` holds the grid's best rate",
+        "max_stable_range": "the interval of `max_stable` holds the onset of failure",
+        "max_stable_within_2": "`max_stable` within a factor 2 of the onset",
+        "constant_within_2": f"{found['best_constant_multiple']:.2g} x the suggestion within a factor 2 of the onset",
+        "value_below_onset": "the suggestion lies below the onset",
+    }
+    rows = [
+        [title, f"{found[key]['held']} of {found[key]['of']}", _mean(found[key]["share"])]
+        for key, title in titles.items()
+    ]
+    yield _table(["", "scenarios, first pilot", f"share over {found['pilots']} pilots each"], rows)
+    yield (
+        f"`max_stable` minus the best constant multiple, share within a factor 2: "
+        f"{_mean(found['max_stable_minus_constant'])}. Between pilots the suggestion moves by "
+        f"{_mean(found['seed_spread_octaves'])} octaves (standard deviation, mean over scenarios)."
     )
-    return "\n\n".join([_table(header, lines), words, _origin(result["provenance"])])
 
 
 LR_BASELINES = "../lr/results/baselines.json"

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lr.metrics import clipped
 from benchmarks.lr.scenario import ADAPTIVE, OPTIMIZERS
-from dyntune.suggest.blend import Blend, usual
+from dyntune.suggest.blend import Blend
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # A rate that is half an octave off is what the fit has to live with; the target is the rate that does best then. Tried
@@ -112,11 +112,10 @@ class Row:
     targets: dict[str, float]
 
 
-def measured_rates(measured: dict[str, Any], *, adaptive: bool) -> dict[str, float]:
+def measured_rates(measured: dict[str, Any]) -> dict[str, float]:
     """Rates by name out of a row of evidence-HALF.json."""
-    rates = {"vertex": measured["vertex"], "critical": measured["critical"]}
-    rates["blow_up"] = measured["tried"] if measured["blow_up"] is None else measured["blow_up"]
-    return rates | {"usual": usual(measured["initial"], adaptive=adaptive, critical=measured["critical"])}
+    rates = {name: measured[name] for name in ("vertex", "critical", "usual", "blow_up")}
+    return rates if measured["blow_up"] is not None else rates | {"blow_up": measured["tried"]}
 
 
 def momentum_of(settings: dict[str, Any]) -> float:
@@ -137,7 +136,7 @@ def load(path: Path = RESULTS / "evidence-tune.json") -> tuple[dict[str, Curve],
         for measured in found["seeds"].values():
             if measured.get("value") is not None:
                 adaptive = settings["optimizer"] in ADAPTIVE
-                rates = measured_rates(measured, adaptive=adaptive)
+                rates = measured_rates(measured)
                 momentum = 0.0 if adaptive else momentum_of(settings)
                 rows.append(Row(name, settings["family"], adaptive, momentum, rates, targets))
     return curves, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,16 @@ class Twin:
         # Ratios between groups are the user's choice and are kept; the first group's rate is the one that is set.
         self.ratios = group_ratios(self.optimizer)
         self.steps = 0
+
+    @property
+    def typical_ratio(self) -> float:
+        """Geometric mean over parameters of their learning rate relative to the first group's; zeros left out."""
+        logs = sizes = 0.0
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            size = sum(p.numel() for p in group["params"]) if ratio > 0 else 0
+            logs += size * math.log(ratio or 1.0)
+            sizes += size
+        return math.exp(logs / sizes) if sizes else 1.0
 
     @property
     def tensors(self) -> list[torch.Tensor]:

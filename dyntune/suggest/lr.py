@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective
 from dyntune.pilot.optimizers import OptimizerLike
 from dyntune.pilot.probe import MIN_GRADIENTS, Pilot, go_on, run_pilot
-from dyntune.pilot.twin import FORWARD_COST, Training, Twin
+from dyntune.pilot.twin import FORWARD_COST, CostMeter, Training, Twin
 from dyntune.records import Recommendation
 from dyntune.suggest.lr_rule import LREvidence, lr_rule
-from dyntune.suggest.progress import ProgressLike, reporting
+from dyntune.suggest.progress import ProgressLike, Reporter, reporting
 
 __all__ = ["suggest_lr"]
 
@@ -34,7 +34,10 @@ def suggest_lr(
     clip_norm: float | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
+    method: Literal["auto", "forward", "sweep"] = "auto",
     max_gradients: int = 200,
+    workers: int = 0,
+    storage: Any = None,
     seed: int = 0,
     progress: ProgressLike = None,
     strict: bool = False,
@@ -63,8 +66,14 @@ def suggest_lr(
         clip_norm: Gradient norm clipping, as in training.
         accumulate: Batches per optimizer step, as in training.
         autocast: Dtype of mixed precision in training, such as ``torch.bfloat16``.
-        max_gradients: Budget in gradient-equivalents: one forward and backward pass on a training batch, at least
-            60 times `accumulate`.
+        method: ``"auto"``: the pilot. ``"forward"``: the same, since the pilot needs no double backward; kept as a
+            promise that it stays so. ``"sweep"``: real trainings of `num_steps` steps, see
+            :func:`dyntune.suggest.lr_sweep.sweep_lr`; orders of magnitude dearer, and the only one that sees what
+            happens late in training.
+        max_gradients: Budget of the pilot in gradient-equivalents: one forward and backward pass on a training batch,
+            at least 60 times `accumulate`.
+        workers: Processes of a sweep; 0 for this one.
+        storage: Where a sweep keeps its trainings, so that a killed one goes on; see ``sweep_lr``.
         seed: Seed of dropout.
         progress: None: a bar with the best guess so far, on a terminal or in a notebook, once a second is over. False:
             never; True: always. A function: called with (stage, gradient-equivalents spent, best guess or None).
@@ -97,6 +106,33 @@ def suggest_lr(
         >>> rec.knob, rec.cost <= 100
         ('learning rate', True)
     """
+    if method == "sweep":
+        if num_steps is None:
+            raise InvalidArgumentError(
+                'method="sweep" trains for real, and num_steps says how long: give the length of the training to come.'
+            )
+        from dyntune.suggest.lr_sweep import sweep_lr, usual_cost  # it begins with a pilot of its own
+
+        with reporting(progress, limit=usual_cost(num_steps * accumulate)) as (meter, tell):
+            return sweep_lr(
+                model,
+                batches,
+                loss_fn,
+                criterion=criterion,
+                optimizer=optimizer,
+                num_steps=num_steps,
+                schedule=cast("Any", schedule),  # checked there
+                clip_norm=clip_norm,
+                accumulate=accumulate,
+                autocast=autocast,
+                workers=workers,
+                storage=storage,
+                seed=seed,
+                progress=None if tell is None else _moving(meter, tell),
+                strict=strict,
+            )
+    if method not in ("auto", "forward"):
+        raise InvalidArgumentError(f"method={method!r}: 'auto', 'forward' or 'sweep'.")
     training = _training(optimizer, clip_norm=clip_norm, accumulate=accumulate, autocast=autocast)
     if num_steps is not None and num_steps < 1:
         raise InvalidArgumentError(f"num_steps={num_steps}: the length of the training is a positive number of steps.")
@@ -129,6 +165,16 @@ def suggest_lr(
     return result.require() if strict else result
 
 
+def _moving(meter: CostMeter, tell: Reporter) -> Reporter:
+    """Tells of a sweep's stages, and moves the bar along with them."""
+
+    def told(stage: str, spent: float, best: float | None) -> None:
+        meter.charge(spent - meter.spent)
+        tell(stage, spent, best)
+
+    return told
+
+
 def _training(
     optimizer: OptimizerLike, *, clip_norm: float | None, accumulate: int, autocast: torch.dtype | None
 ) -> Training:
@@ -154,6 +200,7 @@ def _evidence(pilot: Pilot, twin: Twin, *, num_steps: int | None, schedule: str 
         critical=pilot.critical,
         initial=pilot.initial,
         gain_se=float(spread / math.sqrt(max(1, len(pilot.gains)))),
+        typical_ratio=twin.typical_ratio,
         num_batches=len(twin.objective.batches),
         warmup=pilot.warmup,
         cost=twin.meter.spent,

@@ -48,6 +48,7 @@ class LREvidence:
         critical: One-step critical rate at the start.
         initial: Loss before training, on the batches of `losses`.
         gain_se: Standard error of what the best run gained on those batches, paired.
+        typical_ratio: Geometric mean over parameters of their rate relative to the first group's.
         num_batches: Distinct batches seen.
         warmup: Warm-up steps of the runs.
         cost: Gradient-equivalents spent.
@@ -65,6 +66,7 @@ class LREvidence:
     critical: float
     initial: float
     gain_se: float = 0.0
+    typical_ratio: float = 1.0
     num_batches: int
     warmup: int
     cost: float
@@ -73,6 +75,11 @@ class LREvidence:
     verified: bool = True
     checks: tuple[str, ...] = ()
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def usual(self, optimizer: Recurrence) -> float:
+        """A rate of the size that is usual."""
+        ratio, adaptive = self.typical_ratio, optimizer.preconditioned
+        return usual(self.initial, adaptive=adaptive, critical=self.critical, typical_ratio=ratio)
 
     @property
     def reached(self) -> float:
@@ -129,7 +136,7 @@ def _blended(blend: Blend, evidence: LREvidence, optimizer: Recurrence) -> float
         "vertex": vertex(evidence.rates, evidence.losses),
         "critical": evidence.critical,
         "blow_up": evidence.tried if evidence.blow_up is None else evidence.blow_up,
-        "usual": usual(evidence.initial, adaptive=adaptive, critical=evidence.critical),
+        "usual": evidence.usual(optimizer),
     }
     return blend.value(rates, adaptive=adaptive, momentum=0.0 if adaptive else optimizer.momentum)
 
@@ -223,6 +230,7 @@ def _recommend(
             "one-step critical rate at the start": evidence.critical,
             "lowest rate that blew up": evidence.blow_up,
             "highest rate tried": evidence.tried,
+            "usual rate": evidence.usual(optimizer),
             "loss before": evidence.initial,
             "loss reached": evidence.reached,
             "batches": str(evidence.num_batches),

@@ -12,10 +12,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dyntune.curvature.eigenvalues import eigenvalues
 from dyntune.errors import InvalidArgumentError
 from dyntune.objective.objective import Objective
-from dyntune.pilot.probe import PilotOperator, measure_batches
 from dyntune.pilot.runs import InitialLosses, critical_lr, ramp, short_run
 from dyntune.pilot.twin import CostMeter, Training, Twin
 from tests.suggest.problems import classification, mlp, same, snapshot
@@ -82,9 +80,7 @@ def test_checkpointed_blocks_are_recomputed_with_the_twins_parameters() -> None:
     with objective.measuring() as buffers:
         twin = Twin(objective, Training("sgd"), buffers, CostMeter(100), seed=0)
         losses = [twin.step(0.5) for _ in range(6)]
-        curvature = twin.batch_curvature(0, None)
     assert losses == train(plain, optimizer, batches, 0, 6)
-    assert math.isfinite(curvature)
 
 
 def test_clipping_and_accumulation_match_a_plain_loop() -> None:
@@ -114,26 +110,24 @@ def quadratic(eigenvalues_: torch.Tensor) -> tuple[nn.Linear, torch.Tensor, Any]
     return model, torch.diag(eigenvalues_.sqrt()), lambda m, b: 0.5 * (m(b) ** 2).sum()
 
 
-def test_curvature_of_a_quadratic_in_closed_form() -> None:
+def test_critical_rate_of_a_quadratic_in_closed_form() -> None:
     lam = torch.tensor([9.0, 4.0, 1.0])
     model, batch, loss_fn = quadratic(lam)
     objective = Objective(model, batch, loss_fn)
     with objective.measuring() as buffers:
         meter = CostMeter(100)
         twin = Twin(objective, Training("sgd"), buffers, meter, seed=0)
-        # g = lambda w at w = 1: g.Hg / g.g = sum lambda^3 / sum lambda^2
-        assert measure_batches(twin, count=1)[0] == pytest.approx(float((lam**3).sum() / (lam**2).sum()), rel=1e-5)
-        assert eigenvalues(PilotOperator(twin, 0)).values[0] == pytest.approx(9.0, rel=1e-5)
         _, gradient = twin.gradient(0)
         found = critical_lr(twin, 0, gradient, guess=1e-4)
-        # The loss along -g is a parabola that returns to its start at 2 g.g / g.Hg; found to within a factor 2.
+        # With g = lambda w at w = 1 the loss along -g is a parabola that returns to its start at 2 g.g / g.Hg; found
+        # to within a factor 2.
         exact = 2 * float((lam**2).sum() / (lam**3).sum())
         assert exact <= found <= 2 * exact
         assert meter.spent > 0
 
 
-def test_preconditioned_curvature_of_a_quadratic() -> None:
-    """With Adam's state frozen at v, P = sqrt(v) + eps and the largest eigenvalue is max(lambda / P)."""
+def test_preconditioner_of_a_stepped_optimizer() -> None:
+    """With Adam's state at v, P = sqrt(v) + eps."""
     lam = torch.tensor([9.0, 4.0, 1.0])
     model, batch, loss_fn = quadratic(lam)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -144,7 +138,8 @@ def test_preconditioned_curvature_of_a_quadratic() -> None:
     objective = Objective(model, batch, loss_fn)
     with objective.measuring() as buffers:
         twin = Twin(objective, Training(optimizer), buffers, CostMeter(100), seed=0)
-        assert eigenvalues(PilotOperator(twin, 0)).values[0] == pytest.approx(max(9 / 9, 4 / 1, 1 / 2), rel=1e-4)
+        (scale,) = twin.preconditioner()
+    torch.testing.assert_close(scale, torch.tensor([[9.0, 1.0, 2.0]]))
 
 
 @pytest.mark.parametrize(("factor", "diverges"), [(0.98, False), (1.02, True)])
@@ -170,6 +165,26 @@ def test_ramp_stops_at_its_blow_up_and_names_the_rate() -> None:
     # Above the edge; the loss had fallen thirtyfold, and takes three or four doublings to climb back beyond its start.
     assert 2 / 9 < found.blow_up < 16 * 2 / 9
     assert len(found.lrs) == len(found.losses) < 20
+
+
+def test_one_high_batch_is_no_blow_up_and_two_are() -> None:
+    """Rows of four may be high by chance: here the gradient is zero, and every loss is the batch's own."""
+    model = nn.Linear(1, 1, bias=False)
+
+    def losses(*values: float) -> Any:
+        return [(torch.tensor([[value]]),) for value in values]
+
+    def loss_fn(m: nn.Module, b: tuple[torch.Tensor]) -> torch.Tensor:
+        return b[0].sum() + 0.0 * m(b[0]).sum()
+
+    for values, expected in (((1.0, 5.0, 1.0, 1.0), False), ((1.0, 5.0, 5.0, 1.0), True)):
+        objective = Objective(model, losses(*values), loss_fn)
+        with objective.measuring() as buffers:
+            twin, still = (Twin(objective, Training("sgd"), buffers, CostMeter(100), seed=0) for _ in range(2))
+            initial = InitialLosses(still)
+            for step in range(4):
+                initial.note(step, 1.0)
+            assert short_run(twin, 0.1, steps=4, warmup=0, initial=initial).diverged is expected
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,38 @@
-"""The blend's numbers are those of a fresh fit to the committed sweeps, and it scales as learning rates do."""
+"""The blends' numbers are those of a fresh fit to the committed sweeps, and they scale as learning rates do."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.lr import fit
-from dyntune.suggest.blend import BLEND, INTERVAL, LEVEL, Blend, Weight
+from dyntune.suggest import blend
+from dyntune.suggest.blend import ONSET, VALUE, Blend, usual, vertex
+
+WRITTEN = {"value": (VALUE, blend.VALUE_INTERVAL), "onset": (ONSET, blend.ONSET_INTERVAL)}
 
 
 def test_the_numbers_are_those_of_a_fresh_fit() -> None:
-    blend, interval = fit.numbers()
-    written = 5e-4  # they are written with three or four digits
-    assert blend.constant == pytest.approx(BLEND.constant, abs=written)
-    assert blend.adaptive == pytest.approx(BLEND.adaptive, abs=written)
-    assert set(blend.weights) == set(BLEND.weights)
-    for name, weight in BLEND.weights.items():
-        assert blend.weights[name].present == pytest.approx(weight.present, abs=written)
-        assert blend.weights[name].missing == pytest.approx(weight.missing, abs=written)
-    assert interval == pytest.approx(INTERVAL, abs=written)
+    digits = 5e-4  # they are written with three or four
+    found = fit.numbers()
+    assert set(found) == set(WRITTEN)
+    for target, (fresh, interval) in found.items():
+        written, ends = WRITTEN[target]
+        assert fresh.base == written.base
+        assert fresh.constant == pytest.approx(written.constant, abs=digits)
+        assert fresh.adaptive == pytest.approx(written.adaptive, abs=digits)
+        assert fresh.momentum == pytest.approx(written.momentum, abs=digits)
+        assert fresh.weights == pytest.approx(written.weights, abs=digits)
+        assert interval == pytest.approx(ends, abs=digits)
 
 
-def test_the_level_is_what_was_measured_on_the_test_half() -> None:
-    held = json.loads((fit.RESULTS / "ours.json").read_text())["range"]
-    assert held["first_held"] / held["first_of"] == pytest.approx(LEVEL, abs=5e-3)
+def test_the_levels_are_what_was_measured_on_the_test_half() -> None:
+    held = json.loads((fit.RESULTS / "ours.json").read_text())["ranges"]
+    assert held["range"]["held"] / held["range"]["of"] == pytest.approx(blend.LEVEL, abs=5e-3)
+    assert held["max_stable_range"]["held"] / held["range"]["of"] == pytest.approx(blend.ONSET_LEVEL, abs=5e-3)
 
 
 def test_no_scenario_of_the_test_half_was_used() -> None:
@@ -38,26 +45,47 @@ def test_no_scenario_of_the_test_half_was_used() -> None:
 
 def test_a_fit_finds_the_weights_that_made_the_targets() -> None:
     """Targets from a known blend, many rows: ridge takes off less than one percent."""
-    made = Blend(-1.0, 0.5, {"pick": Weight(0.6, -0.7), "blow_up": Weight(0.2, 0.3)})
+    made = Blend(-1.0, 0.5, 0.3, "usual", {"vertex": 0.6, "critical": 0.2})
     rows = []
     for i in range(4000):
-        measured = {"critical": 2.0 ** (i % 7 - 3), "pick": 2.0 ** (i % 5 - 6), "blow_up": 2.0 ** (i % 3)}
-        if i % 11 == 0:
-            measured["blow_up"] = None
-        if i % 13 == 0:
-            measured["pick"] = None
-        row = fit.Row(f"s{i}", "f", bool(i % 2), measured, 0.0)
-        rows.append(replace(row, target=fit.suggestion(made, row)))
-    found = fit.fit(rows, ("pick", "blow_up"))
+        rates = {"critical": 2.0 ** (i % 7 - 3), "vertex": 2.0 ** (i % 5 - 6), "usual": 2.0 ** (i % 3)}
+        adaptive = bool(i % 2)
+        momentum = 0.0 if adaptive else (0.0, 0.5, 0.9)[i % 11 % 3]
+        row = fit.Row(f"s{i}", "f", adaptive, momentum, rates, {})
+        rows.append(replace(row, targets={"value": fit.suggestion(made, row)}))
+    found = fit.fit(rows, "value", "usual", ("vertex", "critical"))
     assert found.constant == pytest.approx(-1.0, abs=0.01)
     assert found.adaptive == pytest.approx(0.5, abs=0.01)
-    for name, weight in made.weights.items():
-        assert found.weights[name].present == pytest.approx(weight.present, abs=0.01)
-        assert found.weights[name].missing == pytest.approx(weight.missing, abs=0.01)
+    assert found.momentum == pytest.approx(0.3, abs=0.01)
+    assert found.weights == pytest.approx(made.weights, abs=0.01)
 
 
-def test_rates_times_c_give_the_value_times_c() -> None:
-    measured = {"pick": 0.03, "blow_up": 2.0, "stochastic": None}
-    one = BLEND.value(measured, critical=0.5, adaptive=True)
-    scaled = {name: None if rate is None else rate / 8 for name, rate in measured.items()}
-    assert BLEND.value(scaled, critical=0.5 / 8, adaptive=True) == pytest.approx(one / 8, rel=1e-12)
+@pytest.mark.parametrize("numbers", [VALUE, ONSET], ids=["value", "onset"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_rates_times_c_give_the_value_times_c(numbers: Blend, adaptive: bool) -> None:
+    rates = {"vertex": 0.03, "blow_up": 2.0, "critical": 0.5, "usual": 0.2}
+    one = numbers.value(rates, adaptive=adaptive, momentum=0.9)
+    scaled = numbers.value({name: rate / 8 for name, rate in rates.items()}, adaptive=adaptive, momentum=0.9)
+    assert scaled == pytest.approx(one / 8, rel=1e-12)
+
+
+def test_vertex_of_a_parabola_in_octaves_is_its_minimum() -> None:
+    rates = [2.0**k for k in (-6, -4, -2, 0)]
+    for centre in (-4.9, -4.0, -3.1, -2.2):
+        losses = [0.3 + 0.05 * (math.log2(rate) - centre) ** 2 for rate in rates]
+        assert math.log2(vertex(rates, losses)) == pytest.approx(centre, abs=1e-9)
+        assert vertex(rates, [7 * loss for loss in losses]) == pytest.approx(vertex(rates, losses), rel=1e-9)
+
+
+def test_vertex_at_an_end_or_beside_a_failure_is_the_rate_itself() -> None:
+    rates = [1.0, 4.0, 16.0]
+    assert vertex(rates, [1.0, 2.0, 3.0]) == 1.0
+    assert vertex(rates, [3.0, 2.0, 1.0]) == 16.0
+    assert vertex(rates, [3.0, 2.0, math.inf]) == 4.0
+    assert vertex(rates, [2.0, 2.0, 2.0]) == 1.0
+
+
+def test_usual_rates() -> None:
+    assert usual(5.0, adaptive=True, critical=3.0) == usual(0.1, adaptive=True, critical=7.0)
+    assert usual(5.0, adaptive=False, critical=3.0) == 0.2
+    assert usual(0.0, adaptive=False, critical=3.0) == 3.0
