@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+SINKS_STAMP := $(VENV)/.installed-sinks
 
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
@@ -15,10 +16,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --doctest-modules
 
 # What `import dyntune` must not load: slow imports, and frameworks that only an extra brings.
 HEAVY := matplotlib scipy.optimize pandas sklearn rich optuna safetensors lightning transformers stable_baselines3 gymnasium \
-         tensorboard wandb mlflow cleanlab flwr
+         tensorboard wandb mlflow trackio pyarrow cleanlab flwr
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check bench docs clean
+.PHONY: help setup demo test test-full check bench bench-lr docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +32,7 @@ demo: $(STAMP) ## a tour in a minute or two; writes dyntune-demo.html
 test: $(STAMP) ## the quick tests and every docstring example
 	$(PYTEST) -m "not slow"
 
-test-full: $(STAMP) ## everything: also the slow tests and the notebooks
+test-full: $(SINKS_STAMP) ## everything: also the slow tests, the notebooks, and trackers that only they need
 	$(PYTEST)
 
 check: $(STAMP) ## format, lint, types, floors of the architecture, a light and silent import
@@ -46,6 +47,19 @@ check: $(STAMP) ## format, lint, types, floors of the architecture, a light and 
 bench: $(BENCH_STAMP) ## compare with the peers, in an environment of its own
 	$(BENCH)/bin/python benchmarks/obstacles.py
 	$(BENCH)/bin/python benchmarks/peers.py
+
+bench-lr: $(BENCH_STAMP) ## judge suggest_lr and every learning-rate finder by real training; an hour of two cores
+	$(BENCH)/bin/python -m pip install --quiet --no-deps -r benchmarks/lr/requirements.txt
+	$(BENCH)/bin/python benchmarks/lr/sweep.py --status
+	$(BENCH)/bin/python benchmarks/lr/evidence.py --half tune --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/evidence.py --half test --seeds 8 --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/evidence.py --half test --seeds 1 --max-gradients 100 --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/evidence.py --half test --seeds 1 --max-gradients 400 --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/baselines.py --half test --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/baselines.py --half test --pack
+	$(BENCH)/bin/python benchmarks/lr/ours.py --jobs $(JOBS)
+	$(BENCH)/bin/python benchmarks/lr/figures.py
+	$(BENCH)/bin/python benchmarks/tables.py
 
 docs: $(DOCS_STAMP) ## build the documentation into docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going
@@ -64,6 +78,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(SINKS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sinks]"
 	@touch $@
 
 # Nothing is resolved here: the peers' file pins all that they import, and one of them would bring another torch.

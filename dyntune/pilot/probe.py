@@ -22,9 +22,9 @@ MIN_GRADIENTS = 60
 # Learning rates compared by short runs, and their spacing; the first lies one spacing below the blow-up of the ramp, so
 # they reach down to 1/256 of it. The best learning rate lies between 1.6 and 50 times below the onset of instability on
 # nine workloads of 250 to 400 steps, and a ramp overshoots the onset because it spends only a step or two at each rate.
-# Few long runs beat many short ones: cross-validated regret on the tune half of benchmarks/lr 0.034 with 4 runs of 36
-# steps a factor 4 apart, 0.038 with 5, 0.034 with 6 of 24 a factor 3 apart, 0.042 with 8 of 18 a factor 2 apart, 0.043
-# with 6 of 12 and curvature for the rest of the budget (decision 0008).
+# Few long runs beat many short ones: cross-validated regret on the tune half of benchmarks/lr 0.033 with 4 runs of 36
+# steps a factor 4 apart, 0.032 with 6 of 24 a factor 3 apart, 0.040 with 8 of 18 a factor 2 apart, 0.043 with 6 of 12
+# and curvature for the rest of the budget; 4 are the steadiest from pilot to pilot (decision 0008).
 SWEEP_COUNT = 4
 SWEEP_FACTOR = 4.0
 # Shares of the budget: of the ramp (at 0.10 its steps are too coarse: regret 0.043 instead of 0.033), and of going on
@@ -118,9 +118,12 @@ def run_pilot(
     top = (found.blow_up or found.lrs[-1]) / SWEEP_FACTOR
     runs: list[ShortRun] = []
     best: tuple[ShortRun, Twin] | None = None
-    for exponent in range(SWEEP_COUNT):
+    # Runs that blow up early leave their budget: it goes to lower rates, as long as the lowest one is the best.
+    while len(runs) < SWEEP_COUNT or (best is not None and (best[0].diverged or best[0] is runs[-1])):
+        if len(runs) >= SWEEP_COUNT and meter.left < length * per_step * (GRADIENT_COST + FORWARD_COST):
+            break
         twin = Twin(objective, training, buffers, meter, seed=seed)
-        run = short_run(twin, top / SWEEP_FACTOR**exponent, steps=length, warmup=warmup, initial=initial)
+        run = short_run(twin, top / SWEEP_FACTOR ** len(runs), steps=length, warmup=warmup, initial=initial)
         runs.append(run)
         if best is None or run.score < best[0].score:
             best = (run, twin)
