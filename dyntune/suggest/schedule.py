@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,7 +34,10 @@ def suggest_schedule(
     clip_norm: float | None = None,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
+    method: Literal["auto", "forward", "sweep"] = "auto",
     max_gradients: int = 200,
+    workers: int = 0,
+    storage: Any = None,
     seed: int = 0,
     progress: ProgressLike = None,
     strict: bool = False,
@@ -59,7 +62,10 @@ def suggest_schedule(
         clip_norm: As for :func:`dyntune.suggest_lr`.
         accumulate: As for :func:`dyntune.suggest_lr`.
         autocast: As for :func:`dyntune.suggest_lr`.
+        method: As for :func:`dyntune.suggest_lr`; ``"sweep"`` trains with the schedule, but not with ``"wsd"``.
         max_gradients: As for :func:`dyntune.suggest_lr`.
+        workers: As for :func:`dyntune.suggest_lr`.
+        storage: As for :func:`dyntune.suggest_lr`.
         seed: As for :func:`dyntune.suggest_lr`.
         progress: As for :func:`dyntune.suggest_lr`.
         strict: Raise when the status is not OK; the error carries the schedule as ``partial``.
@@ -109,7 +115,10 @@ def suggest_schedule(
         clip_norm=clip_norm,
         accumulate=accumulate,
         autocast=autocast,
+        method=method,
         max_gradients=max_gradients,
+        workers=workers,
+        storage=storage,
         seed=seed,
         progress=progress,
     )

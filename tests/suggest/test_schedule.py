@@ -486,7 +486,10 @@ def test_every_argument_reaches_suggest_lr(monkeypatch: pytest.MonkeyPatch) -> N
         "clip_norm": 0.5,
         "accumulate": 2,
         "autocast": torch.bfloat16,
+        "method": "forward",
         "max_gradients": 123,
+        "workers": 2,
+        "storage": "journal",
         "seed": 4,
         "progress": lambda *_: None,
     }
