@@ -15,7 +15,7 @@ from dyntune.pilot.runs import InitialLosses, Ramp, ShortRun, critical_lr, ramp,
 from dyntune.pilot.twin import FORWARD_COST, GRADIENT_COST, CostMeter, Training, Twin
 from dyntune.stability.thresholds import Recurrence, batch_threshold, recurrence
 
-__all__ = ["MIN_GRADIENTS", "Pilot", "go_on", "run_pilot"]
+__all__ = ["MIN_GRADIENTS", "NOISE", "Pilot", "go_on", "run_pilot"]
 
 # Fewest gradient-equivalents with which every part of the pilot still has two steps.
 MIN_GRADIENTS = 60
@@ -32,6 +32,8 @@ SWEEP_FACTOR = 4.0
 # a forward pass: the loss before training, which blow-ups are compared with.
 RAMP_SHARE = 0.16
 FOLLOW_SHARE = 0.08
+# Standard errors within which a change of the loss is noise (95%).
+NOISE = 2.0
 # The ramp covers this many octaves from far below the one-step critical rate.
 RAMP_OCTAVES = 16
 RAMP_BELOW_CRITICAL = 2.0**-12
@@ -62,6 +64,12 @@ class Pilot:
     gains: tuple[float, ...]
     warmup: int
     follow: ShortRun | None = None
+
+    @property
+    def gain_se(self) -> float:
+        """Standard error of the mean of `gains`; 0 for fewer than two."""
+        count = len(self.gains)
+        return float(np.std(self.gains, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
 
 
 def run_pilot(
@@ -167,7 +175,9 @@ def go_on(pilot: Pilot, twin: Twin) -> None:
     if steps < 1:
         return
     best = min(pilot.runs, key=lambda run: run.score)
-    midpoint = (pilot.initial + best.score) / 2
+    # Half of a gain that is within the noise between batches is nothing that could be lost.
+    told = pilot.initial - best.score > NOISE * pilot.gain_se
+    midpoint = (pilot.initial + best.score) / 2 if told else math.inf
 
     def follow(lr: float, length: int, warmup: int) -> ShortRun:
         run = short_run(twin, lr, steps=length, warmup=warmup, initial=pilot.losses_before)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -156,7 +154,7 @@ def suggest_lr(
     with reporting(progress, limit=max_gradients) as (meter, tell), objective.measuring() as buffers:
         meter.charge(FORWARD_COST)
         pilot, twin = run_pilot(objective, training, buffers, meter, seed=seed, progress=tell)
-        if sum(pilot.gains) > 0:
+        if pilot.gains:
             go_on(pilot, twin)
             if tell is not None:
                 tell("going on at the best rate", meter.spent, min(pilot.runs, key=lambda run: run.score).lr)
@@ -190,7 +188,6 @@ def _evidence(pilot: Pilot, twin: Twin, *, num_steps: int | None, schedule: str 
     failed = [run.lr for run in pilot.runs if run.diverged]
     if pilot.ramp.blow_up is not None:
         failed.append(pilot.ramp.blow_up)
-    spread = np.std(pilot.gains, ddof=1) if len(pilot.gains) > 1 else 0.0
     betas = twin.optimizer.param_groups[0].get("betas")
     return LREvidence(
         rates=tuple(run.lr for run in pilot.runs),
@@ -199,7 +196,7 @@ def _evidence(pilot: Pilot, twin: Twin, *, num_steps: int | None, schedule: str 
         tried=max(pilot.ramp.lrs),
         critical=pilot.critical,
         initial=pilot.initial,
-        gain_se=float(spread / math.sqrt(max(1, len(pilot.gains)))),
+        gain_se=pilot.gain_se,
         typical_ratio=twin.typical_ratio,
         num_batches=len(twin.objective.batches),
         warmup=pilot.warmup,

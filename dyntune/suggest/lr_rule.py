@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from dyntune.pilot.probe import NOISE
 from dyntune.records import Estimate, Recommendation, Status
 from dyntune.stability.thresholds import Recurrence
 from dyntune.suggest.blend import (
@@ -88,8 +89,12 @@ class LREvidence:
 
     @property
     def best(self) -> float | None:
-        """The rate of the lowest loss; None where none is lower than before."""
-        return self.rates[self.losses.index(self.reached)] if self.reached < self.initial else None
+        """The rate of the lowest loss; None where all blew up, or raised the loss by more than the noise of batches."""
+        noise = NOISE * self.gain_se
+        worse = not math.isfinite(self.reached) or self.reached - self.initial > noise
+        # Without noise standing still is no progress either.
+        worse = worse or (noise == 0 and self.reached >= self.initial)
+        return None if worse else self.rates[self.losses.index(self.reached)]
 
 
 def lr_rule(evidence: LREvidence, *, optimizer: Recurrence) -> Recommendation:
@@ -162,11 +167,11 @@ def _judge(evidence: LREvidence) -> tuple[Status, str]:
             "data. Pass a DataLoader or a list of batches."
         )
     gain = evidence.initial - evidence.reached
-    if gain < 2 * evidence.gain_se:
+    if gain < NOISE * evidence.gain_se:
         return Status.UNCERTAIN, (
-            f"the loss fell by {gain:.3g}, within the noise between batches (two standard errors "
-            f"{2 * evidence.gain_se:.3g}): the short runs hardly tell learning rates apart. Give larger batches or a "
-            "larger max_gradients"
+            f"the loss {'fell' if gain > 0 else 'rose'} by {abs(gain):.3g}, within the noise between batches (two "
+            f"standard errors: {NOISE * evidence.gain_se:.3g}): the short runs hardly tell learning rates apart. Give "
+            "larger batches or a larger max_gradients"
         )
     if evidence.best == evidence.rates[0]:
         return Status.UNCERTAIN, (

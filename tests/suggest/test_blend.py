@@ -7,10 +7,13 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.lr import fit
 from dyntune.suggest import blend
 from dyntune.suggest.blend import ONSET, VALUE, Blend, usual, vertex
+from dyntune.suggest.lr import suggest_lr
+from tests.suggest.problems import classification, mlp
 
 WRITTEN = {"value": (VALUE, blend.VALUE_INTERVAL), "onset": (ONSET, blend.ONSET_INTERVAL)}
 
@@ -33,6 +36,14 @@ def test_the_levels_are_what_was_measured_on_the_test_half() -> None:
     held = json.loads((fit.RESULTS / "ours.json").read_text())["ranges"]
     assert held["range"]["held"] / held["range"]["of"] == pytest.approx(blend.LEVEL, abs=5e-3)
     assert held["max_stable_range"]["held"] / held["range"]["of"] == pytest.approx(blend.ONSET_LEVEL, abs=5e-3)
+
+
+def test_what_is_said_of_validation_is_what_the_sweeps_show() -> None:
+    sweeps = json.loads((fit.RESULTS / "sweeps.json").read_text())["scenarios"].values()
+    octaves = [(found["best_val"] - found["best"]) / 4 for found in sweeps]  # the grid's step is a quarter
+    assert (sum(abs(x) > 1 for x in octaves), sum(x < -1 for x in octaves), len(octaves)) == (15, 11, 120)
+    rec = suggest_lr(mlp(), classification(), criterion=torch.nn.CrossEntropyLoss(), max_gradients=60)
+    assert any("15 of 120" in check for check in rec.checks)
 
 
 def test_no_scenario_of_the_test_half_was_used() -> None:
