@@ -30,6 +30,7 @@ __all__ = [
     "RunFileError",
     "ShapeMismatchError",
     "StaleOperatorError",
+    "UnreadableModelError",
     "UnsupportedDtypeError",
 ]
 
@@ -97,6 +98,10 @@ class NoParametersError(DyntuneError, ValueError):
 
 class UnsupportedDtypeError(DyntuneError, TypeError):
     """A selected parameter is stored in a type in which curvature cannot be measured."""
+
+
+class UnreadableModelError(DyntuneError, RuntimeError):
+    """A forward pass does not show what is to be measured: no attention, no activation, or in a form unknown here."""
 
 
 class ShapeMismatchError(DyntuneError, ValueError):

@@ -8,7 +8,8 @@ been drawn independently from a population.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dyntune.errors import HVPUnsupportedError, NonFiniteError
+from dyntune.curvature.hessian import HessianOperator
+from dyntune.errors import DyntuneError, HVPUnsupportedError, NonFiniteError
 from dyntune.numerics.bracket import first_rise
 from dyntune.numerics.random import stream_seed
+from dyntune.numerics.student import student_interval as student_interval
 from dyntune.numerics.vectors import Vector, dot
 from dyntune.objective.batches import num_rows, split_rows
 from dyntune.objective.directional import along_gradient
-from dyntune.objective.hvp import second_derivative
+from dyntune.objective.hvp import first_line, is_unsupported, second_derivative, twice_differentiable
 from dyntune.objective.objective import Objective, differentiate
 from dyntune.objective.state import BorrowedBuffers
 from dyntune.records import Estimate, Status
@@ -49,17 +52,6 @@ CRITICAL_RATIO = 1 + 1 / 16
 FIRST_STEP = 0.01
 
 
-def student_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
-    """Mean and two-sided Student t interval; infinite for fewer than two values."""
-    from scipy.special import stdtrit
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
 def _check_finite(curved: float, slope: float) -> None:
     if not (math.isfinite(curved) and math.isfinite(slope)):
         raise NonFiniteError(
@@ -76,19 +68,46 @@ def _status(count: int) -> tuple[Status, str]:
     return (Status.OK, "") if count > 1 else (Status.ONE_BATCH, Status.ONE_BATCH.value)
 
 
+@contextmanager
+def _second_derivatives(objective: Objective) -> Iterator[None]:
+    """Where the model holds operations whose second derivative may lack terms, verify a product once; type errors.
+
+    Raises:
+        HVPUnsupportedError: There is no second derivative, or it is wrong.
+    """
+    try:
+        # A marked backward would be found in every graph; one that detaches only shows beside finite differences.
+        if objective.layout.worst([float(bool(objective.suspects))])[0]:
+            with HessianOperator(objective, method="exact").session():
+                pass
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if not is_unsupported(error) or (isinstance(error, DyntuneError) and error.__cause__ is None):
+            raise
+        raise HVPUnsupportedError(
+            f"curvature along the step takes second derivatives, and the model has none: "
+            f"{first_line(error.__cause__ or error)} Write that operation with torch functions that autograd follows "
+            "twice, or ask for quantities=('lambda_max',), which falls back to finite differences, or 'critical_lr', "
+            "which takes forward passes only."
+        ) from error
+
+
 def batch_sharpness(objective: Objective, scale: Vector | None) -> Estimate:
     """Mean over batches of ``d.H_B d / d.g_B``, ``d = P^-1 g_B``: it belongs to the size of these batches.
+
+    Raises:
+        HVPUnsupportedError: The model cannot be differentiated twice, or its second derivative is wrong.
 
     Source: Andreyev and Beneventano (2024), arXiv:2412.20553.
     """
     layout = objective.layout
     layout.refuse_native("batch sharpness")
     values = []
-    with objective.differentiating() as buffers:
+    with _second_derivatives(objective), objective.differentiating() as buffers:
         whole = None if scale is None else layout.spread_out(scale)
         with layout.together("measuring batch sharpness"):
             for index in range(len(objective.batches)):
-                curved, slope = along_gradient(objective.batch_loss(index, buffers).value, objective.tensors, whole)
+                curved, slope = along_gradient(objective, objective.batch_loss(index, buffers).value, whole)
                 _check_finite(curved, slope)
                 if slope > 0:
                     values.append(curved / slope)
@@ -126,6 +145,9 @@ def directional_sharpness(objective: Objective, scale: Vector | None) -> Estimat
     curvature with Student's t. Where the gradient is not told from its noise, the interval is infinite and the
     status UNCERTAIN; so it is below four batches. The value is always inside, which makes the interval a little longer.
 
+    Raises:
+        HVPUnsupportedError: The model cannot be differentiated twice, or its second derivative is wrong.
+
     Cost: per batch three gradients (one with its graph) and two products.
     Source: Efron and Tibshirani (1993), "An Introduction to the Bootstrap", chapter 21 (infinitesimal jackknife);
     Hoeffding (1948), Ann. Math. Statist. 19(3) (means over different draws are unbiased).
@@ -136,7 +158,7 @@ def directional_sharpness(objective: Objective, scale: Vector | None) -> Estimat
             "directional sharpness over several processes is not supported yet: its interval needs the gradients of "
             "all batches side by side. Measure it on one process (process_group=None, an unsharded model)."
         )
-    with objective.differentiating() as buffers:
+    with _second_derivatives(objective), objective.differentiating() as buffers:
         found = _along_step(objective, scale, buffers)
     _check_finite(float(found.curved.sum()), float(found.sloped.sum()))
     slope = float(found.weights @ found.sloped)
@@ -225,7 +247,7 @@ def _along_step(objective: Objective, scale: Vector | None, buffers: BorrowedBuf
     pushed = objective.space.zeros()  # H d
     halved = count >= HALVED
     for index in range(count):
-        own = differentiate(objective.batch_loss(index, buffers).value, tensors, create_graph=True)
+        own = twice_differentiable(objective, objective.batch_loss(index, buffers).value)
         flat = [g.detach() for g in own]
         product = second_derivative(own, tensors, direction, keep=halved)
         curved[index], sloped[index] = dot(direction, product), dot(direction, flat)

@@ -49,6 +49,7 @@ __all__ = [
     "reforward_session",
     "retained_graph_session",
     "second_derivative",
+    "twice_differentiable",
     "unchanged_parameters",
 ]
 
@@ -105,7 +106,7 @@ def _dense(parts: Sequence[torch.Tensor | None], parameters: Sequence[torch.Tens
     ]
 
 
-def _twice(objective: Objective, loss: torch.Tensor) -> Vector:
+def twice_differentiable(objective: Objective, loss: torch.Tensor) -> Vector:
     """The gradient with its graph.
 
     Raises:
@@ -143,7 +144,7 @@ def retained_graph_session(objective: Objective) -> Iterator[Product]:
     """Exact; one gradient with its graph when opened, then one backward pass through that graph per product."""
     with objective.differentiating() as buffers, unchanged_parameters(objective) as check:
         parameters = objective.tensors
-        gradient = _twice(objective, objective.total_loss(buffers))
+        gradient = twice_differentiable(objective, objective.total_loss(buffers))
 
         def product(vector: Sequence[torch.Tensor]) -> Vector:
             check()
@@ -163,7 +164,7 @@ def reforward_session(objective: Objective) -> Iterator[Product]:
 
             def term(index: int) -> tuple[Vector, float | torch.Tensor]:
                 loss = objective.batch_loss(index, buffers)
-                gradient = _twice(objective, loss.value)
+                gradient = twice_differentiable(objective, loss.value)
                 return second_derivative(gradient, parameters, vector, keep=False), loss.weight
 
             return objective.accumulate(term)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import dyntune
+from dyntune.errors import UnreadableModelError
 
 __all__ = ["MEASUREMENTS", "Subject"]
 
@@ -80,6 +81,14 @@ def _mass(s: Subject) -> Any:
     return dyntune.block_mass(operator, operator.space.normal(0))
 
 
+def _read(measure: Callable[..., Any], s: Subject) -> Any:
+    """Forward passes; a model without what is looked for runs through them all the same."""
+    try:
+        return measure(*s.common)
+    except UnreadableModelError as error:
+        return str(error)
+
+
 MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
     "hessian_eigenvalues": lambda s: dyntune.hessian_eigenvalues(*s.common, **s.loss, max_products=3),
     "finite differences": lambda s: dyntune.eigenvalues(_hessian(s, method="finite-difference"), max_products=2),
@@ -98,5 +107,9 @@ MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
     "loss_slice": _slice,
     "loss_path": _path,
     "trace_checkpoints": _checkpoints,
+    "attention_statistics": lambda s: _read(dyntune.attention_statistics, s),
+    "dead_units": lambda s: _read(dyntune.dead_units, s),
+    "output_logits": lambda s: _read(dyntune.output_logits, s),
+    "spectral_alignment": lambda s: _read(dyntune.spectral_alignment, s),
     "suggest_lr": lambda s: dyntune.suggest_lr(*s.common, **s.loss, optimizer=s.optimizer, max_gradients=60),
 }
