@@ -1,1 +1,1 @@
-"""Front doors for other frameworks: one file each, which imports nothing of the framework but what it is handed."""
+"""Front doors, callbacks and sinks for other frameworks: one file each, which imports the framework only when used."""

@@ -1,4 +1,7 @@
-"""A learning rate for a Lightning module: :func:`suggest_lr`. For ``lightning`` and ``pytorch_lightning`` alike."""
+"""A learning rate for a Lightning module, :func:`suggest_lr`, and a monitor for its training, :class:`MonitorCallback`.
+
+For ``lightning`` and ``pytorch_lightning`` alike.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,18 @@ from dyntune.suggest.progress import ProgressLike
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-__all__ = ["suggest_lr"]
+    from dyntune.integrations.lightning_monitor import MonitorCallback
+
+__all__ = ["MonitorCallback", "suggest_lr"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback when it is asked for: its base class is one that a learning rate does not need."""
+    if name == "MonitorCallback":
+        from dyntune.integrations.lightning_monitor import MonitorCallback
+
+        return MonitorCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def suggest_lr(

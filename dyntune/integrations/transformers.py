@@ -1,4 +1,4 @@
-"""A learning rate for a Transformers ``Trainer``: :func:`suggest_lr`."""
+"""A learning rate for a Transformers ``Trainer``: :func:`suggest_lr`; a monitor for it: :class:`MonitorCallback`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,19 @@ from dyntune.suggest.progress import ProgressLike
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["suggest_lr"]
+    from dyntune.integrations.transformers_monitor import MonitorCallback
+
+__all__ = ["MonitorCallback", "suggest_lr"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback when it is asked for: its base class is one that a learning rate does not need."""
+    if name == "MonitorCallback":
+        from dyntune.integrations.transformers_monitor import MonitorCallback
+
+        return MonitorCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # What the accelerator's mixed precision means for suggest_lr.
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
