@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dyntune.errors import InvalidArgumentError
+from dyntune.monitor.ratios import LOSS
 from dyntune.monitor.run import Array, Run
 from dyntune.plots.style import BLUE, INK, ORANGE, PAPER, cleaned, label, new_axes, number, tidy
 
@@ -23,6 +24,8 @@ _NAMES = {
     "directional": "directional sharpness",
     "preconditioned": "preconditioned lambda_max",
     "critical_lr": "critical learning rate",
+    "stability/lr_ratio": "stability ratio (deterministic)",
+    "stability/batch_ratio": "stability ratio (stochastic)",
 }
 
 
@@ -90,7 +93,8 @@ def run_data(run: Run, name: str | None = None) -> RunData:
 def _default(run: Run) -> str:
     if not run.names:
         raise InvalidArgumentError("the run has no columns yet: there is nothing to draw.")
-    return next((name for name in run.names if name != "loss"), run.names[0])
+    known = [name for name in ("stability/lr_ratio", "stability/batch_ratio") if name in run]
+    return (known + [name for name in run.names if name not in LOSS] + [run.names[0]])[0]
 
 
 def _title(name: str, steps: Array, values: Array, limit: Array) -> str:
@@ -173,7 +177,7 @@ def plot_run(run: Run, name: str | None = None, *, ax: Axes | None = None) -> Ax
 
     Args:
         run: What :func:`dyntune.load_run` or :func:`dyntune.trace_checkpoints` returned.
-        name: Which column; default the first one besides the loss.
+        name: Which column; default the stability ratio, or else the first column besides the loss.
         ax: Where to draw; default a figure of its own (``.figure`` of what is returned), unknown to pyplot.
 
     Returns:

@@ -46,6 +46,14 @@ def test_the_first_measured_column_is_shown_over_ascending_steps():
     assert run_data(run(row(20, 3.0)), "loss").ylabel == "loss"
 
 
+def test_the_stability_ratio_of_a_monitored_run_is_shown_first():
+    values = {"train/loss": 1.0, "grad/norm": 3.0, "stability/lr_ratio": 0.5}
+    data = run_data(Run(rows=(Row(step=0, values=values),)))
+    assert data.title == "stability ratio (deterministic) 0.5 at step 0"
+    only = {"train/loss": 1.0}
+    assert run_data(Run(rows=(Row(step=0, values=only),))).name == "train/loss"
+
+
 def test_steps_without_a_value_are_crosses_and_break_the_line():
     found = run(row(0, 1.0), row(1, None), row(2, math.inf), row(3, 2.0))
     data = run_data(found)
