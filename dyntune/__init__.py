@@ -21,8 +21,14 @@ from dyntune.curvature.sharpness import sharpness as sharpness
 from dyntune.curvature.slices import LossSlice as LossSlice
 from dyntune.curvature.slices import loss_slice as loss_slice
 from dyntune.curvature.trace import trace as trace
+from dyntune.dynamics.alignment import eigenvector_shares as eigenvector_shares
+from dyntune.dynamics.alignment import spectral_alignment as spectral_alignment
+from dyntune.dynamics.attention import attention_statistics as attention_statistics
+from dyntune.dynamics.logits import output_logits as output_logits
+from dyntune.dynamics.units import dead_units as dead_units
 from dyntune.monitor.checkpoints import trace_checkpoints as trace_checkpoints
 from dyntune.monitor.load import load_run as load_run
+from dyntune.monitor.monitor import Monitor as Monitor
 from dyntune.monitor.run import Run as Run
 from dyntune.numerics.operator import LinearOperator as LinearOperator
 from dyntune.objective.losses import Loss as Loss

@@ -17,6 +17,7 @@ WITH_CODE = (
     "batch-sharpness",
     "gauss-newton",
     "gradient-signals",
+    "inside-the-network",
     "loss-slices",
     "preconditioned",
     "thresholds",

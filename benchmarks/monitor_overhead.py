@@ -1,0 +1,237 @@
+"""What watching a training costs, beside the bare loop, interleaved and paired in one run.
+
+    python benchmarks/monitor_overhead.py
+
+Two copies of one training take turns, a block of steps each, one of them watched (`monitor.watch`, a loss for every
+step, a log on disk). Times are CPU seconds of this process on one thread, so other programs on the machine do not
+count. Three phases for each model: *first*, until everything was measured once, which costs the same however long
+training is and is given in seconds; *steady*, the rest, as the ratio of paired blocks less 1, with a bootstrap over
+blocks; and *by its own clock*, what the monitor says of itself and how often it would measure each thing from then on.
+The cost of a step on which nothing is measured is that of hooks alone, from pairs of `optimizer.step()` on the same
+parameters with and without them, gradients left as they are.
+
+Takes about five minutes on one core. Exit status 1 if a steady overhead's interval lies above its budget (2% where a
+step takes 2.5 ms or more, 50 microseconds per step below), or an idle step costs more than 30 microseconds.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_suite.provenance import provenance
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dyntune
+
+RESULT = Path(__file__).resolve().parent / "results" / "monitor_overhead.json"
+SCHEMA = 1
+IDLE_LIMIT = 30e-6
+BUDGET, FLOOR = 0.02, 50e-6
+SEED = 0
+
+
+class Transformer(nn.Module):
+    """Ten million parameters: 12 layers of width 256 and a vocabulary of 2048."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(2048, 256)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.1, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+        self.head = nn.Linear(256, 2048)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(self.embedding(tokens))).transpose(1, 2)
+
+
+def mlp() -> tuple[nn.Module, Any]:
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return model, (torch.randn(128, 64), torch.randint(10, (128,)))
+
+
+def cnn() -> tuple[nn.Module, Any]:
+    def block(before: int, after: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
+
+    model = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), nn.Flatten(), nn.Linear(2048, 10))
+    return model, (torch.randn(32, 3, 32, 32), torch.randint(10, (32,)))
+
+
+def transformer() -> tuple[nn.Module, Any]:
+    return Transformer(), (torch.randint(2048, (2, 32)), torch.randint(2048, (2, 32)))
+
+
+# Steps of a block and pairs of blocks; a block takes 0.1 to 1 s.
+MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], int, int]] = {
+    "MLP": (mlp, 200, 40),
+    "CNN": (cnn, 40, 40),
+    "transformer": (transformer, 5, 40),
+}
+
+
+class Training:
+    """One copy."""
+
+    def __init__(self, make: Callable[[], tuple[nn.Module, Any]]) -> None:
+        torch.manual_seed(SEED)
+        self.model, self.batch = make()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.criterion = nn.CrossEntropyLoss()
+
+    def steps(self, batches: Iterator[Any], count: int, observe: Callable[[Any], None] | None) -> float:
+        """CPU seconds of `count` steps."""
+        began = time.process_time()
+        for _ in range(count):
+            x, y = next(batches)
+            loss = self.criterion(self.model(x), y)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if observe is not None:
+                observe(loss)
+        return time.process_time() - began
+
+
+def interval(bare: np.ndarray, watched: np.ndarray, draws: int = 10_000) -> list[float]:
+    """95% bootstrap over pairs of blocks, of the ratio of sums less 1."""
+    rng = np.random.default_rng(SEED)
+    chosen = rng.integers(len(bare), size=(draws, len(bare)))
+    ratios = watched[chosen].sum(1) / bare[chosen].sum(1) - 1
+    return np.quantile(ratios, [0.025, 0.975]).tolist()
+
+
+def overhead(name: str, pairs: int | None) -> dict[str, Any]:
+    """Bare and watched, in turn."""
+    make, block, usual = MODELS[name]
+    bare, watched = Training(make), Training(make)
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"criterion": watched.criterion, "log": f"{folder}/run.jsonl", "on_error": "raise"}
+        monitor = dyntune.Monitor(watched.model, watched.optimizer, overhead=BUDGET, **options)
+        stream = iter(monitor.watch(repeat(watched.batch), progress=False))
+        own = repeat(bare.batch)
+        bare.steps(own, block, None)
+        first, warm, count = 0.0, 0.0, 0
+        while not {"burst", "batch", "largest"} <= set(monitor._budget.costs) and count < 100:
+            warm += bare.steps(own, block, None)
+            first += watched.steps(stream, block, monitor.observe)
+            count += 1
+        times = np.array(
+            [
+                (bare.steps(own, block, None), watched.steps(stream, block, monitor.observe))
+                for _ in range(usual if pairs is None else pairs)
+            ]
+        )
+        budget = monitor._budget
+        periods = {kind: _json(budget.period(kind, share=share)) for kind, share in SHARES.items()}
+        found = {
+            "parameters": sum(p.numel() for p in bare.model.parameters()),
+            "steps": int(len(times) * block),
+            "step_seconds": float(times[:, 0].sum() / len(times) / block),
+            "first_seconds": first - warm,
+            "first_steps": count * block,
+            "steady_overhead": float(times[:, 1].sum() / times[:, 0].sum() - 1),
+            "steady_interval": interval(times[:, 0], times[:, 1]),
+            "seconds_per_step": float((times[:, 1] - times[:, 0]).sum() / len(times) / block),
+            "own_clock": {
+                "overhead_with_first": budget.share,
+                "hooks_per_step": budget.kinds["hooks"] / budget.steps,
+                "records_per_step": budget.kinds["log"] / budget.steps,
+                "costs": dict(budget.costs),
+                "steps_between": periods,
+            },
+        }
+        monitor.close()
+    return found
+
+
+def _json(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def idle(repetitions: int) -> dict[str, Any]:
+    """Hooks alone, on steps on which nothing is measured and nothing is written."""
+    torch.manual_seed(SEED)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    model(torch.ones(2, 4)).sum().backward()
+    with dyntune.Monitor(model, optimizer, overhead=0.0, on_error="raise") as monitor:
+        for _ in range(200):  # everything was measured once
+            optimizer.step()
+        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        kept = [dict(h) for h in hooks]
+        block, pairs = 20, []
+        for _ in range(repetitions):
+            for h in hooks:
+                h.clear()
+            without = _steps(optimizer, block)
+            for h, held in zip(hooks, kept, strict=True):
+                h.update(held)
+            monitor._countdown = 10 * block  # no decision falls into the block
+            pairs.append((without, _steps(optimizer, block)))
+            monitor._log.steps.clear()
+    differences = np.array([(b - a) / block for a, b in pairs])
+    rng = np.random.default_rng(SEED)
+    medians = np.median(rng.choice(differences, (2000, len(differences))), axis=1)
+    return {
+        "step_seconds": float(np.median([a / block for a, _ in pairs])),
+        "hooks_seconds": float(np.median(differences)),
+        "interval": np.quantile(medians, [0.025, 0.975]).tolist(),
+    }
+
+
+def _steps(optimizer: torch.optim.Optimizer, count: int) -> float:
+    began = time.process_time()
+    for _ in range(count):
+        optimizer.step()
+    return time.process_time() - began
+
+
+SHARES = {"burst": 0.5, "batch": 0.2, "largest": 0.3}
+
+
+def main() -> int:
+    """Measure, save, judge."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=None, help="of blocks, for every model")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"schema": SCHEMA, "provenance": provenance(), "idle": idle(1000), "models": {}}
+    quiet = result["idle"]
+    print(f"idle step: {1e6 * quiet['hooks_seconds']:.1f} us for both hooks", file=sys.stderr)
+    failed = quiet["interval"][0] > IDLE_LIMIT
+    for name in arguments.models:
+        found = result["models"][name] = overhead(name, arguments.pairs)
+        allowed = max(BUDGET, FLOOR / found["step_seconds"])
+        found["allowed"] = allowed
+        failed |= found["steady_interval"][0] > allowed
+        low, high = (100 * end for end in found["steady_interval"])
+        print(
+            f"{name}: a step of {1e3 * found['step_seconds']:.2f} ms; steady {100 * found['steady_overhead']:.2f}% "
+            f"({low:.2f} .. {high:.2f}) of {100 * allowed:.1f}% allowed; first {found['first_seconds']:.2f} s",
+            file=sys.stderr,
+        )
+        print(f"  {json.dumps(found['own_clock'])}", file=sys.stderr)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What the monitor may spend, what it has spent, and what training would take without it: :class:`Budget`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict, deque
+
+from dyntune.errors import InvalidArgumentError
+
+__all__ = ["Budget"]
+
+# A step shorter than 2.5 ms may cost this much all the same, up to 2.5 times the permitted share (5% at the default of
+# 2%, so at 1 ms both are 50 microseconds): hooks and a record of the loss do not get shorter with the step.
+FLOOR_SECONDS = 50e-6
+FLOOR_SHARE = 2.5
+# Whatever the step takes, its record may cost this much: one record is 16 to 22 microseconds (benchmarks/run_log.py).
+LEAST_SECONDS = 20e-6
+USUAL = 0.02
+# A bare step is the median over this many: an evaluation in between, or a checkpoint, is not one.
+RECENT = 63
+# Every step is recorded until records have taken this long, which nobody notices: some 2,000 of them.
+GRACE_SECONDS = 0.05
+# Decisions are taken about this often, at every step where steps are longer. One takes 10 to 20 microseconds.
+DECISION_SECONDS = 0.05
+MOST_STEPS = 64
+
+
+class Budget:
+    """Keeps the monitor's share of training time, by its own clock.
+
+    What is spent is booked by kind. ``"hooks"`` and ``"log"`` are what every step costs; of what they leave, each other
+    kind (bursts, probes) has a share, and another one may be begun when its last cost fits into that. The first of each
+    is begun in any case; later ones wait until it is paid.
+
+    Args:
+        overhead: Permitted share of training time, from 0 (nothing beyond tier 0) to 1, exclusive.
+
+    Raises:
+        InvalidArgumentError: A share outside of that.
+
+    Example:
+        >>> budget = Budget(0.02)
+        >>> for step in range(5):
+        ...     budget.step_begins(0.1 * step)
+        >>> round(budget.bare, 9), round(budget.permitted, 9)
+        (0.1, 0.002)
+        >>> budget.affords("burst", share=0.5)
+        True
+        >>> budget.book("burst", 0.01)
+        >>> budget.cost("burst", 0.01)
+        >>> budget.affords("burst", share=0.5)
+        False
+    """
+
+    def __init__(self, overhead: float = USUAL) -> None:
+        if not 0 <= overhead < 1:
+            raise InvalidArgumentError(
+                f"overhead={overhead}: the share of training time that the monitor may take is at least 0 and below 1; "
+                "0.02 is two percent."
+            )
+        self.overhead = overhead
+        self.steps = 0
+        self.spent = 0.0
+        self.records = 0  # rows of steps that were written
+        self.kinds: defaultdict[str, float] = defaultdict(float)
+        self.costs: dict[str, float] = {}  # of the latest one of each kind
+        self.training = 0.0  # seconds between the first step and the latest, the monitor's own left out
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._last: float | None = None
+        self._spent_then = 0.0
+
+    def step_begins(self, now: float) -> None:
+        """An optimizer step begins at `now`, seconds on any clock that does not go back."""
+        if self._last is not None:
+            bare = now - self._last - (self.spent - self._spent_then)
+            self._recent.append(bare)
+            self.training += bare
+            self.steps += 1
+        self._last, self._spent_then = now, self.spent
+
+    def book(self, kind: str, seconds: float) -> None:
+        """The monitor has spent so long."""
+        self.spent += seconds
+        self.kinds[kind] += seconds
+
+    def cost(self, kind: str, seconds: float) -> None:
+        """One whole measurement took so long (which is booked already)."""
+        self.costs[kind] = seconds
+
+    @property
+    def bare(self) -> float:
+        """Seconds of a step without the monitor: the median of recent ones; NaN before there is one."""
+        return statistics.median(self._recent) if self._recent else math.nan
+
+    @property
+    def share(self) -> float:
+        """What was spent over what training took; NaN before the second step."""
+        return self.spent / self.training if self.training > 0 else math.nan
+
+    @property
+    def permitted(self) -> float:
+        """Seconds that a step may cost at present."""
+        bare = self.bare
+        if math.isnan(bare):
+            return 0.0
+        scale = self.overhead / USUAL
+        floor = min(FLOOR_SECONDS * min(scale, 1.0), FLOOR_SHARE * self.overhead * bare)
+        return max(self.overhead * bare, floor, LEAST_SECONDS)
+
+    @property
+    def always(self) -> float:
+        """Seconds that every step has cost so far, bursts and probes apart."""
+        return (self.kinds["hooks"] + self.kinds["log"]) / max(self.steps, 1)
+
+    def affords(self, kind: str, *, share: float) -> bool:
+        """Whether another measurement fits: never one beyond the first where `overhead` is 0.
+
+        Args:
+            kind: Of measurement.
+            share: Its part of what tier 0 leaves.
+        """
+        if kind not in self.costs:
+            return True
+        return self.kinds[kind] + self.costs[kind] <= self._left * self.steps * share
+
+    def period(self, kind: str, *, share: float) -> float:
+        """Steps from one measurement to the next at what it cost last; infinite where it is not made again."""
+        left = self._left * share
+        return self.costs.get(kind, 0.0) / left if left > 0 else math.inf
+
+    @property
+    def _left(self) -> float:
+        """Seconds per step that tier 0 leaves."""
+        return max(self.permitted - self.always, 0.0) if self.overhead > 0 else 0.0
+
+    @property
+    def stride(self) -> int:
+        """Steps per record, so that records take at most half of what a step may cost; the first are all written."""
+        if self.kinds["log"] < GRACE_SECONDS or not self.records:
+            return 1
+        room = self.permitted / 2
+        return max(1, math.ceil(self.kinds["log"] / self.records / room)) if room > 0 else 1
+
+    @property
+    def interval(self) -> int:
+        """Steps from one decision to the next."""
+        bare = self.bare
+        if math.isnan(bare):
+            return 1
+        return max(1, min(MOST_STEPS, int(DECISION_SECONDS / max(bare, 1e-9))))
