@@ -30,6 +30,7 @@ BUILTIN = {
     errors.RunFileError: ValueError,
     errors.ShapeMismatchError: ValueError,
     errors.StaleOperatorError: RuntimeError,
+    errors.UnreadableModelError: RuntimeError,
     errors.UnsupportedDtypeError: TypeError,
 }
 

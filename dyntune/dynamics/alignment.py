@@ -37,6 +37,7 @@ __all__ = ["LayerAlignment", "eigenvector_shares", "spectral_alignment"]
 # Block Krylov: columns (one would not see a double singular value), most steps, and after how many the residual is
 # compared with what is small enough, relative to the singular value squared.
 COLUMNS, STEPS, CHECKED, RESIDUAL = 2, 60, 6, 1e-5
+DENSE = 64  # inputs up to which a dense decomposition is no dearer than those products
 # The direction is taken as known while the sine of its possible error is below this: a sign flips for inputs that lie
 # within it of the plane, a share of about 2/pi times it for inputs in random directions.
 RESOLVED = 0.1
@@ -194,9 +195,16 @@ class _Layer:
 def _leading(weight: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, float, float]:
     """Direction of inputs that `weight` (inputs, outputs) amplifies most, its singular value, and a bound on the error.
 
-    Block Krylov with Rayleigh-Ritz; the bound is the sine from residual over gap (Davis and Kahan 1970).
+    Block Krylov with Rayleigh-Ritz; the bound is the sine from residual over gap (Davis and Kahan 1970). Few inputs
+    are decomposed densely: there the blocks would not fill the space.
     """
     w = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    if w.shape[0] <= DENSE:
+        values, vectors = torch.linalg.eigh(w @ w.T)
+        top = float(values[-1])
+        gap = top - (float(values[-2]) if len(values) > 1 else 0.0)
+        rounding = ROUNDING * torch.finfo(w.dtype).eps * top
+        return vectors[:, -1], math.sqrt(max(top, 0.0)), min(1.0, rounding / gap) if gap > 0 else 1.0
     columns = min(COLUMNS, *w.shape)
     block = normal_like(torch.Size((w.shape[0], columns)), w.dtype, w.device, key=(_STREAM, seed))
     block, _ = torch.linalg.qr(block)

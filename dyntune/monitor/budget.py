@@ -19,6 +19,8 @@ LEAST_SECONDS = 20e-6
 USUAL = 0.02
 # A bare step is the median over this many: an evaluation in between, or a checkpoint, is not one.
 RECENT = 63
+# What every step costs is a mean over at least this many: several times MOST_STEPS, at which steps are written out.
+WINDOW = 256
 # Every step is recorded until records have taken this long, which nobody notices: some 2,000 of them.
 GRACE_SECONDS = 0.05
 # Decisions are taken about this often, at every step where steps are longer. One takes 10 to 20 microseconds.
@@ -69,6 +71,7 @@ class Budget:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._last: float | None = None
         self._spent_then = 0.0
+        self._marks: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=2)
 
     def step_begins(self, now: float) -> None:
         """An optimizer step begins at `now`, seconds on any clock that does not go back."""
@@ -77,6 +80,8 @@ class Budget:
             self._recent.append(bare)
             self.training += bare
             self.steps += 1
+            if self.steps % WINDOW == 0:
+                self._marks.append((self.steps, self.kinds["hooks"] + self.kinds["log"]))
         self._last, self._spent_then = now, self.spent
 
     def book(self, kind: str, seconds: float) -> None:
@@ -110,8 +115,12 @@ class Budget:
 
     @property
     def always(self) -> float:
-        """Seconds that every step has cost so far, bursts and probes apart."""
-        return (self.kinds["hooks"] + self.kinds["log"]) / max(self.steps, 1)
+        """Seconds that every step costs at present, bursts and probes apart: a mean over :data:`WINDOW` steps or more.
+
+        Not over the whole run: the first steps are all recorded, and would keep everything else away for long.
+        """
+        steps, seconds = self._marks[0]
+        return (self.kinds["hooks"] + self.kinds["log"] - seconds) / max(self.steps - steps, 1)
 
     def affords(self, kind: str, *, share: float) -> bool:
         """Whether another measurement fits: never one beyond the first where `overhead` is 0.

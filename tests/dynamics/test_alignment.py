@@ -127,3 +127,16 @@ def test_shares_of_a_gradient_in_eigenvectors():
     assert dyntune.eigenvector_shares(pairs.vectors[1], pairs.vectors) == pytest.approx((0, 1, 0, 0), abs=1e-6)
     with pytest.raises(InvalidArgumentError, match="no direction"):
         dyntune.eigenvector_shares([torch.zeros(1, 4)], pairs.vectors)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3, 5, 63, 64, 65, 66, 130])
+@pytest.mark.parametrize("outputs", [1, 2, 7, 80])
+def test_the_leading_direction_of_any_size_is_the_singular_vector(inputs, outputs):
+    """Small ones, too, whose space the blocks of the Krylov method do not fill."""
+    weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(inputs * 100 + outputs)).double()
+    found, norm, error = _leading(weight.float(), seed=0)
+    left, values, _ = torch.linalg.svd(weight)
+    assert norm == pytest.approx(float(values[0]), rel=1e-4)  # squares in float32, to a residual of 1e-5
+    along = float(found.double() @ left[:, 0])
+    sine = float(torch.linalg.vector_norm(found.double() - along * left[:, 0]))
+    assert sine <= error + 1e-6  # the sine of two float32 unit vectors has that much rounding
