@@ -1,13 +1,15 @@
 r"""How gradients of nearby steps agree, with the noise of the batches taken out.
 
+Two estimates::
+
     raw c_k   = mean <g_t, g_{t-k}> / mean |g_t|^2           attenuated by 1 / (1 + B_simple / B)
     rho_k     = mean <g_t, g_{t-k}> / mean U_t               U_t = <g_t^A, g_t^B>, from the two halves of the batch
 
 Both are ratios of averages over the pairs of steps; the squared lengths are averaged over both ends of the pairs. The
 halves' noise is independent, so U is unbiased for the squared length of the mean gradient. Before the average over
-stretches of training is taken, each stretch is scaled by its own mean |g|^2: the gradient's length may drift by orders
-of magnitude, and the longest ones would decide everything. (With thousands of parameters a stationary |g|^2 is constant
-and nothing else changes; in one dimension small amplitudes then count for more.)
+stretches of training is taken, each stretch is scaled by its own mean ``|g|^2``: the gradient's length may drift by
+orders of magnitude, and the longest ones would decide everything. (With thousands of parameters a stationary ``|g|^2``
+is constant and nothing else changes; in one dimension small amplitudes then count for more.)
 
 What rho_1 means while the parameters move. One step of SGD, :math:`\theta_t = \theta_{t-1} - \eta g_{t-1}`, carries the
 noise of its batch into the next gradient, so that
@@ -332,6 +334,8 @@ def _refused(reason: str, method: str) -> Estimate:
 
 def lag_one_expectation(*, signal: float, signal_curvature: float, noise_curvature: float, lr: float) -> float:
     """What ``<g_t, g_{t-1}>`` is on average for SGD, to first order in the curvature's change.
+
+    It is::
 
         |G|^2 - lr (G.HG + tr(H Sigma) / B)
 

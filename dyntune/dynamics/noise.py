@@ -1,5 +1,7 @@
 r"""The gradient noise scale: the batch size at which noise and signal of the gradient are equally large.
 
+In the unit of a row::
+
     B_simple = tr Sigma / |G|^2        G: the mean gradient, Sigma: the covariance of one row's gradient
 
 From the micro-batches of one step (the halves of a batch, the passes of gradient accumulation, the ranks of a job), of

@@ -1,5 +1,7 @@
 r"""A linear sketch: a list of tensors of any size as one vector of a few thousand numbers that keeps inner products.
 
+It does so::
+
     <S x, S y> = <x, y> on average over the seed, with variance about (|x|^2 |y|^2 + <x, y>^2) / width
 
 so that cosines of sketches have a standard error of about :math:`(1 - c^2) / \sqrt{width}`, light tails or heavy.

@@ -154,7 +154,7 @@ def suggest_lr(
     with reporting(progress, limit=max_gradients) as (meter, tell), objective.measuring() as buffers:
         meter.charge(FORWARD_COST)
         pilot, twin = run_pilot(objective, training, buffers, meter, seed=seed, progress=tell)
-        if pilot.gains:
+        if sum(pilot.gains) > 0:
             go_on(pilot, twin)
             if tell is not None:
                 tell("going on at the best rate", meter.spent, min(pilot.runs, key=lambda run: run.score).lr)
