@@ -42,6 +42,7 @@ FEATURES = {
     "vertex": "best in short runs",
     "pick": "best rate tried in short runs",
     "blow_up": "lowest rate that blew up",
+    "survived": "highest rate that short runs survived",
     "tried": "highest rate tried",
     "critical": "one-step critical rate at the start",
     "usual": "usual rate",

@@ -48,7 +48,8 @@ NOTHING = Verdict(None, 1.0, 1.0, None, 1.0)
 
 
 def bounded(octave: float, measured: dict[str, Any]) -> float:
-    """The bound of dyntune.suggest.lr_rule: half of what blew up."""
+    """The bounds of dyntune.suggest.lr_rule: what short runs survived, and half of what blew up."""
+    octave = min(octave, math.log2(measured["survived"]))
     return octave if measured["blow_up"] is None else min(octave, math.log2(measured["blow_up"]) - 1)
 
 

@@ -28,7 +28,7 @@ UNIT = "learning rate"
 
 RULE = (
     "blend, in octaves, of the rate that got furthest in short runs, the one-step critical rate and a usual rate, "
-    "fitted to brute-force sweeps; at most half the lowest rate that blew up"
+    "fitted to brute-force sweeps; at most what short runs survived, and half the lowest rate that blew up"
 )
 SOURCES = (
     "weights and intervals: brute-force sweeps of 50 workloads, benchmarks/lr",
@@ -88,6 +88,11 @@ class LREvidence:
         return min(self.losses)
 
     @property
+    def survived(self) -> float:
+        """The highest rate of a short run that did not blow up; 0 where all did."""
+        return max((r for r, loss in zip(self.rates, self.losses, strict=True) if math.isfinite(loss)), default=0.0)
+
+    @property
     def best(self) -> float | None:
         """The rate of the lowest loss; None where none is lower than before.
 
@@ -131,6 +136,9 @@ def lr_rule(evidence: LREvidence, *, optimizer: Recurrence) -> Recommendation:
     value = _blended(VALUE, evidence, optimizer)
     if evidence.blow_up is not None:
         value = min(value, BLOW_UP_SHARE * evidence.blow_up)
+    # The usual and the critical rate know nothing of this run's end: on a quadratic that starts in its flat directions
+    # they led above the edge. Acts on 13 of 248 suggestions of the tune half and costs 0.0007 of regret there.
+    value = min(value, evidence.survived)
     status, reason = _judge(evidence)
     return _recommend(evidence, optimizer, value=value, lowest=lowest, status=status, reason=reason)
 
@@ -170,8 +178,8 @@ def _judge(evidence: LREvidence) -> tuple[Status, str]:
     if gain < NOISE * evidence.gain_se:
         return Status.UNCERTAIN, (
             f"the loss fell by {gain:.3g}, within the noise between batches (two standard errors: "
-            f"{NOISE * evidence.gain_se:.3g}): the short runs hardly tell learning rates apart. Give larger batches or a "
-            "larger max_gradients"
+            f"{NOISE * evidence.gain_se:.3g}): the short runs hardly tell learning rates apart. Give larger batches or "
+            "a larger max_gradients"
         )
     if evidence.best == evidence.rates[0]:
         return Status.UNCERTAIN, (
@@ -234,6 +242,7 @@ def _recommend(
             "best rate tried in short runs": evidence.best,
             "one-step critical rate at the start": evidence.critical,
             "lowest rate that blew up": evidence.blow_up,
+            "highest rate that short runs survived": evidence.survived,
             "highest rate tried": evidence.tried,
             "usual rate": evidence.usual(optimizer),
             "loss before": evidence.initial,

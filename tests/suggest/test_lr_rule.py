@@ -59,6 +59,14 @@ def test_value_stays_below_half_of_what_blew_up() -> None:
     assert bound.high == 0.05  # nor does the range reach beyond it
 
 
+def test_value_stays_at_what_short_runs_survived() -> None:
+    """The other parts of the blend would lead higher: here by the usual rate of a small loss."""
+    small = evidence(losses=(0.0018, 0.0012, 0.001, math.inf), initial=0.0023, gain_se=0.0, critical=8.0)
+    rec = lr_rule(small, optimizer=SGD)
+    assert rec.value == 0.16
+    assert lr_rule(replace(small, losses=(0.0018, 0.0012, 0.001, 0.0012)), optimizer=SGD).value > 0.16
+
+
 def test_without_a_blow_up_the_highest_rate_tried_stands_in_for_it() -> None:
     stable = [lr_rule(evidence(blow_up=None, tried=tried), optimizer=SGD).max_stable for tried in (4.0, 8.0)]
     seen = lr_rule(evidence(blow_up=4.0), optimizer=SGD).max_stable
