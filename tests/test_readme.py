@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import dyntune
 from dyntune.cli import main
 from tests.documents import ROOT, blocks, readers_names, run
 
@@ -19,7 +20,7 @@ def names():
 
 
 def test_there_is_code_to_run():
-    assert [language for language, _ in BLOCKS] == ["diff", "console", "python"]
+    assert [language for language, _ in BLOCKS] == ["diff", "console", "python", "python"]
 
 
 def test_the_code_runs_from_top_to_bottom(names, tmp_path, monkeypatch, capsys):
@@ -28,6 +29,8 @@ def test_the_code_runs_from_top_to_bottom(names, tmp_path, monkeypatch, capsys):
     assert names["rec"].value is not None
     assert names["found"].converged
     assert (tmp_path / "density.png").stat().st_size > 1000
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert dyntune.load_run(tmp_path / "run.jsonl").series("train/loss")[0].size > 0
     assert "rule:" in capsys.readouterr().out
 
 

@@ -48,7 +48,7 @@ def plot_regret() -> Axes:
         ax.plot(mean["mean"], place, "o", color=color, markersize=5)
     ax.set_yticks(range(len(rows)), [name for name, _ in rows])
     ax.invert_yaxis()
-    tidy(ax, title="mean regret on 70 workloads, 95% interval", xlabel="training regret", ylabel="")
+    tidy(ax, title="mean regret and its 95% interval", columns=40, xlabel="training regret", ylabel="")
     ax.set_xlim(0, 1)
     return ax
 
