@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -12,7 +13,9 @@ from dyntune.objective.dtensor import is_distributed_tensor
 
 __all__ = ["Place", "place_of"]
 
-_monitors = count()  # of this process; all processes of a job are taken to make theirs in the same order
+# Of this process, since it joined its job: all processes of a job are taken to make theirs in the same order, but what
+# each did before is its own matter.
+_made: dict[int, Iterator[int]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +75,12 @@ def _shared_id() -> str | None:
     """A name that whoever comes first to the job's store leaves there; it is not waited for."""
     from torch.distributed import distributed_c10d
 
-    key = f"dyntune/run/{next(_monitors)}"
+    store = distributed_c10d._get_default_store()
+    if id(store) not in _made:
+        _made.clear()
+        _made[id(store)] = count()
+    key = f"dyntune/run/{next(_made[id(store)])}"
     try:
-        return distributed_c10d._get_default_store().compare_set(key, "", uuid.uuid4().hex).decode()
+        return store.compare_set(key, "", uuid.uuid4().hex).decode()
     except (RuntimeError, ValueError, NotImplementedError):  # a store that cannot compare and set
         return None

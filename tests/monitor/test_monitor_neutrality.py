@@ -13,7 +13,7 @@ from torch import nn
 import dyntune
 from dyntune.monitor.breaker import MonitorWarning
 from tests.monitor.training import Training
-from tests.neutrality.faults import ERRORS, SITES, Fuse, InjectedError, spread
+from tests.neutrality.faults import ERRORS, SITES, Fuse, InjectedError, entries, spread
 from tests.neutrality.state import values
 from tests.objective.snapshot import changes
 
@@ -209,6 +209,10 @@ def cut_short(site: str, count: int) -> int:
     return blown
 
 
+# Before their first line there is nobody yet who could catch anything.
+HOOKS = ("Monitor.before_step", "Monitor.after_step")
+
+
 def _injected(fuse: Fuse, site: str) -> Training | BaseException:
     """A monitored training, with the fuse in the monitor's hooks only."""
     training = Training(steps=20)
@@ -220,7 +224,7 @@ def _injected(fuse: Fuse, site: str) -> Training | BaseException:
             inner = getattr(monitor, name)
 
             def fused(optimizer: Any, inner: Any = inner) -> None:
-                with SITES[site](fuse):
+                with entries(fuse, HOOKS) if site == "function of ours" else SITES[site](fuse):
                     inner(optimizer)
 
             setattr(monitor, name, fused)

@@ -91,8 +91,8 @@ class _Operations(TorchDispatchMode):
 
 
 @contextmanager
-def _entries(fuse: Fuse) -> Iterator[None]:
-    """Every entry of a Python function of dyntune's, and every time that one of its generators goes on.
+def entries(fuse: Fuse, outermost: tuple[str, ...] = ()) -> Iterator[None]:
+    """Every entry of a Python function of dyntune's but `outermost`, and every time that one of its generators goes on.
 
     An exception that is thrown into a generator is none: the interpreter runs no signal handler there, and the frame's
     own handlers would not see what a trace function raises.
@@ -101,7 +101,8 @@ def _entries(fuse: Fuse) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(PACKAGE) and code.co_code[frame.f_lasti] == resume:
+        entered = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_code[frame.f_lasti] == resume
+        if entered and code.co_qualname not in outermost:
             fuse.count(f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_qualname}")
 
     before = sys.gettrace()
@@ -115,5 +116,5 @@ def _entries(fuse: Fuse) -> Iterator[None]:
 SITES: dict[str, Callable[[Fuse], AbstractContextManager[Any]]] = {
     "torch function": _Functions,
     "torch operation": _Operations,
-    "function of ours": _entries,
+    "function of ours": entries,
 }

@@ -174,10 +174,11 @@ def run_recorded(count: Path, journal: Path) -> None:
 
 
 def test_smoke_another_process_computes_the_same_bits() -> None:
+    before = set(multiprocessing.active_children())  # other tests' own
     with Trials(Fragile(raises=0.01), workers=1) as trials:
         found = trials.run(KEYS)
-        assert len(multiprocessing.active_children()) == 1
-    assert multiprocessing.active_children() == []
+        assert len(set(multiprocessing.active_children()) - before) == 1
+    assert set(multiprocessing.active_children()) <= before
     with Trials(Fragile(raises=0.01)) as trials:
         assert trials.run(KEYS) == found
 
@@ -214,12 +215,13 @@ def test_what_cannot_be_sent_is_refused_at_once() -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_read_there_is_refused_and_nothing_stays() -> None:
+    before = multiprocessing.active_children()  # other tests' own
     with (
         Trials(Unimportable(), workers=2) as trials,
         pytest.raises(InvalidArgumentError, match=r"No module named 'notebook_cell'.*workers=0"),
     ):
         trials.run(KEYS)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_the_users_tensors_stay_where_they_are() -> None:
@@ -265,6 +267,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, whole_group: bool) -> N
         start_new_session=True,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
+        # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 2, what="the trials did not begin")
     children = [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]
