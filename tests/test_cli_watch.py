@@ -250,8 +250,12 @@ def test_wrong_usage_is_said(tmp_path, capsys):
 def test_ctrl_c_ends_it_without_a_trace(tmp_path):
     log = tmp_path / "run.jsonl"
     log.write_bytes(row(0, 3, 1.0))
+    program = (  # a shell starts what it puts in the background with SIGINT ignored, and children inherit that
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from dyntune.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "dyntune.cli", "watch", str(log), "--interval", "60"],
+        [sys.executable, "-c", program, "watch", str(log), "--interval", "60"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -254,9 +254,12 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, whole_group: bool) -> N
     """A terminal sends SIGINT to the whole group, a notebook to the kernel alone."""
     script = tmp_path / "script.py"
     script.write_text(
+        "import signal\n"
         "from pathlib import Path\n"
         "from dyntune.trials.trials import Trials\n"
         "from tests.trials.functions import Endless\n"
+        # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         'if __name__ == "__main__":\n'
         f"    with Trials(Endless(Path({str(tmp_path)!r})), workers=2) as trials:\n"
         "        trials.run([(1.0, 0), (2.0, 0)])\n"
@@ -267,8 +270,6 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, whole_group: bool) -> N
         start_new_session=True,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
-        # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 2, what="the trials did not begin")
     children = [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]
