@@ -25,8 +25,8 @@ class Status(Enum):
     OK = "established; the evidence agrees."
     UNCERTAIN = "usable with care: the pieces of evidence disagree or the interval is wide; see `explain()`."
     ONE_BATCH = (
-        "measured on one batch only: the noise between batches is unknown, so the stochastic threshold is a guess. "
-        "Pass a DataLoader or a list of batches."
+        "measured on one batch only: the noise between batches is unknown, and so is progress on other data. Pass a "
+        "DataLoader or a list of batches."
     )
     NOT_CONVERGED = (
         "the solver's budget ran out before the value was established: the value is a bound. Raise `max_products` "

@@ -21,7 +21,7 @@ from dyntune.curvature.hessian import HessianOperator
 from dyntune.errors import DyntuneError, HVPUnsupportedError, NonFiniteError
 from dyntune.numerics.bracket import first_rise
 from dyntune.numerics.random import stream_seed
-from dyntune.numerics.student import student_interval as student_interval
+from dyntune.numerics.student import student_interval
 from dyntune.numerics.vectors import Vector, dot
 from dyntune.objective.batches import num_rows, split_rows
 from dyntune.objective.directional import along_gradient

@@ -10,6 +10,7 @@ from torch import nn
 
 from dyntune.errors import InvalidArgumentError
 from dyntune.objective.batches import freeze_batches
+from dyntune.suggest.lr import num_drawn
 
 __all__ = ["Silent", "StandIn", "drawn", "measured_copy", "unscheduled"]
 
@@ -76,7 +77,7 @@ def drawn(loader: Any, *, module: nn.Module, max_gradients: int) -> tuple[Any, .
         BatchError: See :func:`dyntune.objective.batches.freeze_batches`.
     """
     device = next(module.parameters()).device
-    return freeze_batches(loader, num_batches=max(16, max_gradients // 3), device=device)
+    return freeze_batches(loader, num_batches=num_drawn(max_gradients), device=device)
 
 
 def unscheduled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

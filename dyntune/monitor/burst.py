@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from dyntune.curvature.stochastic import student_interval
 from dyntune.dynamics.autocorrelation import GradientAutocorrelation
 from dyntune.dynamics.edge import EdgeReading, classify, step_curvature
 from dyntune.dynamics.momentum import moment_cosine, moment_products
@@ -21,6 +20,7 @@ from dyntune.errors import InvalidArgumentError
 from dyntune.monitor.gradients import Gradients, read_gradients
 from dyntune.monitor.pending import Step, read_scalars
 from dyntune.numerics.sketch import CountSketch
+from dyntune.numerics.student import student_interval
 from dyntune.objective.dtensor import local
 from dyntune.objective.objective import Objective
 from dyntune.records import Estimate, Status

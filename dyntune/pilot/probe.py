@@ -161,36 +161,21 @@ def _critical(twin: Twin) -> float:
 
 
 def go_on(pilot: Pilot, twin: Twin) -> None:
-    """Train on at the best short run's rate with what is left of the budget, and at lower ones if that blows up early.
+    """Train on at the best short run's rate with what is left of the budget: ``pilot.follow``, None if nothing is left.
 
     A short run cannot see an instability that comes later, when curvature has grown: a rate that fails here is marked
-    as diverged in ``pilot.runs`` and the next lower one is trained from the start. It fails when it blows up, and when
-    it loses half of what the best short run had gained, as a network does whose units die (an end above the midpoint of
-    initial and best loss is a failure in benchmarks/lr, too).
-
-    ``pilot.follow`` is the last run, diverged if the budget ran out before a rate survived; None if nothing was left.
+    as diverged in ``pilot.runs``. It fails when it blows up, and when it loses half of what the best short run had
+    gained, as a network does whose units die (an end above the midpoint of initial and best loss is a failure in
+    benchmarks/lr, too).
     """
-    per_step = twin.training.accumulate
-    steps = int(twin.meter.left / per_step / (GRADIENT_COST + FORWARD_COST))
+    steps = int(twin.meter.left / twin.training.accumulate / (GRADIENT_COST + FORWARD_COST))
     if steps < 1:
         return
     best = min(pilot.runs, key=lambda run: run.score)
     # Half of a gain that is within the noise between batches is nothing that could be lost.
     told = pilot.initial - best.score > NOISE * pilot.gain_se
     midpoint = (pilot.initial + best.score) / 2 if told else math.inf
-
-    def follow(lr: float, length: int, warmup: int) -> ShortRun:
-        run = short_run(twin, lr, steps=length, warmup=warmup, initial=pilot.losses_before)
-        return run if run.score <= midpoint else ShortRun(run.lr, run.losses, diverged=True)
-
-    pilot.follow = follow(best.lr, steps, 0)
-    while pilot.follow.diverged:
-        place = pilot.runs.index(best)
-        pilot.runs[place] = ShortRun(best.lr, best.losses + pilot.follow.losses, diverged=True)
-        length = len(best.losses) + steps
-        if place == 0 or twin.meter.left < (length * GRADIENT_COST + steps * FORWARD_COST) * per_step:
-            break
-        best = pilot.runs[place - 1]
-        twin = Twin(twin.objective, twin.training, twin.buffers, twin.meter, seed=twin.seed)
-        pilot.follow = follow(best.lr, length, pilot.warmup)
-        pilot.runs[place - 1] = best = pilot.follow
+    run = short_run(twin, best.lr, steps=steps, warmup=0, initial=pilot.losses_before)
+    pilot.follow = run if run.score <= midpoint else ShortRun(run.lr, run.losses, diverged=True)
+    if pilot.follow.diverged:
+        pilot.runs[pilot.runs.index(best)] = ShortRun(best.lr, best.losses + run.losses, diverged=True)

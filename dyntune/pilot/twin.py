@@ -17,8 +17,7 @@ from dyntune.stability.scales import diagonal_scale, group_ratios
 
 __all__ = ["CostMeter", "Training", "Twin"]
 
-# Gradient-equivalents: a backward pass costs about two forward passes, and so does an HVP through a retained graph
-# cost about two gradients (measured 1.7 to 2.3; the graph itself is one gradient).
+# Gradient-equivalents: a backward pass costs about two forward passes.
 FORWARD_COST = 1 / 3
 GRADIENT_COST = 1.0
 

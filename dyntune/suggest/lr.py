@@ -17,7 +17,7 @@ from dyntune.records import Recommendation
 from dyntune.suggest.lr_rule import LREvidence, lr_rule
 from dyntune.suggest.progress import ProgressLike, Reporter, reporting
 
-__all__ = ["suggest_lr"]
+__all__ = ["num_drawn", "suggest_lr"]
 
 
 def suggest_lr(
@@ -139,14 +139,14 @@ def suggest_lr(
             f"max_gradients={max_gradients} leaves no room for a pilot (accumulate={accumulate}): give at least "
             f"{MIN_GRADIENTS * accumulate}."
         )
-    # No run of the pilot sees a batch twice as long as the loader has fresh ones. One batch is checked beforehand: the
-    # others come up in training, where a loss that is not finite counts as a blow-up.
+    # One batch is checked beforehand: the others come up in training, where a loss that is not finite counts as a
+    # blow-up.
     objective = Objective(
         model,
         batches,
         loss_fn,
         criterion=criterion,
-        num_batches=max(16, max_gradients // 3),
+        num_batches=num_drawn(max_gradients),
         num_checked=1,
         widen=False,  # a twin that trains in float32 says nothing about steps that are rounded to bfloat16
         seed=seed,
@@ -157,10 +157,16 @@ def suggest_lr(
         if sum(pilot.gains) > 0:
             go_on(pilot, twin)
             if tell is not None:
-                tell("going on at the best rate", meter.spent, min(pilot.runs, key=lambda run: run.score).lr)
+                best = min(pilot.runs, key=lambda run: run.score)
+                tell("going on at the best rate", meter.spent, None if best.diverged else best.lr)
         evidence = _evidence(pilot, twin, num_steps=num_steps, schedule=schedule)
     result = lr_rule(evidence, optimizer=pilot.recurrence)
     return result.require() if strict else result
+
+
+def num_drawn(max_gradients: int) -> int:
+    """Batches drawn from a loader: no run of the pilot sees one twice as long as the loader has fresh ones."""
+    return max(16, max_gradients // 3)
 
 
 def _moving(meter: CostMeter, tell: Reporter) -> Reporter:

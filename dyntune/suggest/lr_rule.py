@@ -166,14 +166,11 @@ def _refusal(evidence: LREvidence) -> str:
 def _judge(evidence: LREvidence) -> tuple[Status, str]:
     if not evidence.verified:
         return Status.UNCERTAIN, (
-            "higher rates blew up only after the short runs, and the budget did not last to try the value for longer: "
+            "the best rate of the short runs blew up when it was trained on, and the value was not tried for longer: "
             "raise max_gradients"
         )
     if evidence.num_batches == 1:
-        return Status.ONE_BATCH, (
-            "measured on one batch only: short runs on it see neither the noise between batches nor progress on other "
-            "data. Pass a DataLoader or a list of batches."
-        )
+        return Status.ONE_BATCH, Status.ONE_BATCH.value
     gain = evidence.initial - evidence.reached
     if gain < NOISE * evidence.gain_se:
         return Status.UNCERTAIN, (

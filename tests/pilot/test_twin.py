@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dyntune.errors import InvalidArgumentError
 from dyntune.objective.objective import Objective
-from dyntune.pilot.runs import InitialLosses, critical_lr, ramp, short_run
+from dyntune.pilot.probe import Pilot, go_on
+from dyntune.pilot.runs import InitialLosses, Ramp, ShortRun, critical_lr, ramp, short_run
 from dyntune.pilot.twin import CostMeter, Training, Twin
+from dyntune.stability.thresholds import recurrence
 from tests.suggest.problems import classification, mlp, same, snapshot
 
 CE = nn.CrossEntropyLoss()
@@ -165,6 +167,26 @@ def test_ramp_stops_at_its_blow_up_and_names_the_rate() -> None:
     # Above the edge; the loss had fallen thirtyfold, and takes three or four doublings to climb back beyond its start.
     assert 2 / 9 < found.blow_up < 16 * 2 / 9
     assert len(found.lrs) == len(found.losses) < 20
+
+
+@pytest.mark.parametrize(("factor", "diverges"), [(0.9, False), (3.0, True)])
+def test_going_on_strikes_off_a_rate_above_the_edge(factor: float, diverges: bool) -> None:
+    """The best short run was too short to see a quadratic's edge, 2 / 9; all that is left goes into a longer one."""
+    model, batch, loss_fn = quadratic(torch.tensor([9.0, 1.0]))
+    objective = Objective(model, batch, loss_fn)
+    with objective.measuring() as buffers:
+        meter = CostMeter(40)
+        twin, still = (Twin(objective, Training("sgd"), buffers, meter, seed=0) for _ in range(2))
+        runs = [ShortRun(0.01, (4.0,), diverged=False), ShortRun(factor * 2 / 9, (0.1,), diverged=False)]
+        known = recurrence(twin.optimizer)
+        before = InitialLosses(still)
+        pilot = Pilot(known, 1.0, Ramp((1.0,), (5.0,), None), runs, before, initial=5.0, gains=(4.9, 4.9), warmup=0)
+        go_on(pilot, twin)
+    assert pilot.follow is not None
+    assert pilot.follow.diverged is diverges
+    assert [run.diverged for run in pilot.runs] == [False, diverges]
+    assert twin.steps == len(pilot.follow.losses)
+    assert diverges or twin.steps == 30  # 40 gradients, a third of one more for the loss before each step
 
 
 def test_one_high_batch_is_no_blow_up_and_two_are() -> None:
