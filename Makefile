@@ -10,6 +10,7 @@ SINKS_STAMP := $(VENV)/.installed-sinks
 
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
+MONITOR_STAMP := $(BENCH)/.installed-monitor
 
 # One thread per worker: the workers are the parallelism, and sums come out in the same order everywhere.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --doctest-modules dyntune tests
@@ -19,10 +20,10 @@ HEAVY := matplotlib scipy.optimize pandas sklearn rich optuna safetensors lightn
          tensorboard wandb mlflow trackio pyarrow cleanlab flwr
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check bench bench-lr docs clean
+.PHONY: help setup demo test test-full check bench bench-lr bench-monitor docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install into it; the others do so by themselves
 
@@ -61,6 +62,10 @@ bench-lr: $(BENCH_STAMP) ## judge suggest_lr and every learning-rate finder by r
 	$(BENCH)/bin/python benchmarks/lr/figures.py
 	$(BENCH)/bin/python benchmarks/tables.py
 
+bench-monitor: $(STAMP) $(MONITOR_STAMP) ## what watching a training costs, beside the peers; twenty minutes of one core
+	$(BENCH)/bin/python benchmarks/monitor_peers.py
+	$(BIN)/python benchmarks/monitor_overhead.py; status=$$?; $(BIN)/python benchmarks/tables.py && exit $$status
+
 docs: $(DOCS_STAMP) ## build the documentation into docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -M html docs docs/_build -W --keep-going
 
@@ -90,4 +95,8 @@ $(BENCH_STAMP): benchmarks/requirements-peers.txt pyproject.toml constraints.txt
 	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch
 	$(BENCH)/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements-peers.txt
 	$(BENCH)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+$(MONITOR_STAMP): benchmarks/requirements-monitor-peers.txt $(BENCH_STAMP)
+	$(BENCH)/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements-monitor-peers.txt
 	@touch $@

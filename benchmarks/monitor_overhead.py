@@ -25,13 +25,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peer_suite.paired import MODELS, SEED, Make, Training, paired, summary
 from peer_suite.provenance import provenance
 from torch import nn
 
@@ -43,111 +43,53 @@ RESULT = Path(__file__).resolve().parent / "results" / "monitor_overhead.json"
 SCHEMA = 1
 IDLE_LIMIT = 30e-6
 BUDGET, FLOOR = 0.02, 50e-6
-SEED = 0
 
 
-class Transformer(nn.Module):
-    """Ten million parameters: 12 layers of width 256 and a vocabulary of 2048."""
+class Watched(Training):
+    """With a monitor, as the how-to writes it: `watch` around the batches, a loss for every step."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(2048, 256)
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.1, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-        self.head = nn.Linear(256, 2048)
+    def __init__(self, make: Make, log: str) -> None:
+        super().__init__(make)
+        options: dict[str, Any] = {"criterion": self.criterion, "log": log, "on_error": "raise"}
+        self.monitor = dyntune.Monitor(self.model, self.optimizer, overhead=BUDGET, **options)
+        self.stream = iter(self.monitor.watch(repeat(self.batch), progress=False))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.layers(self.embedding(tokens))).transpose(1, 2)
+    def step(self) -> Any:
+        """One step; its loss."""
+        self.batch = next(self.stream)
+        loss = super().step()
+        self.monitor.observe(loss)
+        return loss
 
-
-def mlp() -> tuple[nn.Module, Any]:
-    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-    return model, (torch.randn(128, 64), torch.randint(10, (128,)))
-
-
-def cnn() -> tuple[nn.Module, Any]:
-    def block(before: int, after: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-
-    model = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), nn.Flatten(), nn.Linear(2048, 10))
-    return model, (torch.randn(32, 3, 32, 32), torch.randint(10, (32,)))
-
-
-def transformer() -> tuple[nn.Module, Any]:
-    return Transformer(), (torch.randint(2048, (2, 32)), torch.randint(2048, (2, 32)))
-
-
-# Steps of a block and pairs of blocks; a block takes 0.1 to 1 s.
-MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], int, int]] = {
-    "MLP": (mlp, 200, 40),
-    "CNN": (cnn, 40, 40),
-    "transformer": (transformer, 5, 40),
-}
-
-
-class Training:
-    """One copy."""
-
-    def __init__(self, make: Callable[[], tuple[nn.Module, Any]]) -> None:
-        torch.manual_seed(SEED)
-        self.model, self.batch = make()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.criterion = nn.CrossEntropyLoss()
-
-    def steps(self, batches: Iterator[Any], count: int, observe: Callable[[Any], None] | None) -> float:
-        """CPU seconds of `count` steps."""
-        began = time.process_time()
-        for _ in range(count):
-            x, y = next(batches)
-            loss = self.criterion(self.model(x), y)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if observe is not None:
-                observe(loss)
-        return time.process_time() - began
-
-
-def interval(bare: np.ndarray, watched: np.ndarray, draws: int = 10_000) -> list[float]:
-    """95% bootstrap over pairs of blocks, of the ratio of sums less 1."""
-    rng = np.random.default_rng(SEED)
-    chosen = rng.integers(len(bare), size=(draws, len(bare)))
-    ratios = watched[chosen].sum(1) / bare[chosen].sum(1) - 1
-    return np.quantile(ratios, [0.025, 0.975]).tolist()
+    @property
+    def measured_all(self) -> bool:
+        """Whether everything was measured once."""
+        return {"burst", "batch", "largest"} <= set(self.monitor._session.budget.costs)
 
 
 def overhead(name: str, pairs: int | None) -> dict[str, Any]:
     """Bare and watched, in turn."""
     make, block, usual = MODELS[name]
-    bare, watched = Training(make), Training(make)
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"criterion": watched.criterion, "log": f"{folder}/run.jsonl", "on_error": "raise"}
-        monitor = dyntune.Monitor(watched.model, watched.optimizer, overhead=BUDGET, **options)
-        stream = iter(monitor.watch(repeat(watched.batch), progress=False))
-        own = repeat(bare.batch)
-        bare.steps(own, block, None)
-        first, warm, count = 0.0, 0.0, 0
-        while not {"burst", "batch", "largest"} <= set(monitor._budget.costs) and count < 100:
-            warm += bare.steps(own, block, None)
-            first += watched.steps(stream, block, monitor.observe)
+        bare, watched = Training(make), Watched(make, f"{folder}/run.jsonl")
+        bare.steps(block)
+        first, count = 0.0, 0
+        while not watched.measured_all and count < 100:
+            first += watched.steps(block) - bare.steps(block)
             count += 1
-        times = np.array(
-            [
-                (bare.steps(own, block, None), watched.steps(stream, block, monitor.observe))
-                for _ in range(usual if pairs is None else pairs)
-            ]
-        )
-        budget = monitor._budget
+        times = paired(bare.steps, watched.steps, block=block, pairs=usual if pairs is None else pairs)
+        budget = watched.monitor._session.budget
+        cost = summary(times)
         periods = {kind: _json(budget.period(kind, share=share)) for kind, share in SHARES.items()}
         found = {
             "parameters": sum(p.numel() for p in bare.model.parameters()),
-            "steps": int(len(times) * block),
-            "step_seconds": float(times[:, 0].sum() / len(times) / block),
-            "first_seconds": first - warm,
+            "steps": len(times.bare) * block,
+            "step_seconds": times.step_seconds,
+            "first_seconds": first,
             "first_steps": count * block,
-            "steady_overhead": float(times[:, 1].sum() / times[:, 0].sum() - 1),
-            "steady_interval": interval(times[:, 0], times[:, 1]),
-            "seconds_per_step": float((times[:, 1] - times[:, 0]).sum() / len(times) / block),
+            "steady_overhead": cost["overhead"],
+            "steady_interval": cost["interval"],
+            "seconds_per_step": cost["seconds_per_step"],
             "own_clock": {
                 "overhead_with_first": budget.share,
                 "hooks_per_step": budget.kinds["hooks"] / budget.steps,
@@ -156,7 +98,7 @@ def overhead(name: str, pairs: int | None) -> dict[str, Any]:
                 "steps_between": periods,
             },
         }
-        monitor.close()
+        watched.monitor.close()
     return found
 
 
@@ -184,7 +126,7 @@ def idle(repetitions: int) -> dict[str, Any]:
                 h.update(held)
             monitor._countdown = 10 * block  # no decision falls into the block
             pairs.append((without, _steps(optimizer, block)))
-            monitor._log.steps.clear()
+            monitor._landing.pending.steps.clear()
     differences = np.array([(b - a) / block for a, b in pairs])
     rng = np.random.default_rng(SEED)
     medians = np.median(rng.choice(differences, (2000, len(differences))), axis=1)

@@ -21,7 +21,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-PAGES = (HERE.parent / "README.md", DOCUMENTS / "index.md", DOCUMENTS / "obstacles.md", DOCUMENTS / "learning-rate.md")
+NAMES = ("index", "obstacles", "learning-rate", "monitor")
+PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
 Record = dict[str, Any]
@@ -336,6 +337,167 @@ def _lr_ranges(found: Record) -> Iterable[str]:
     )
 
 
+def _percent(value: float, ends: list[float]) -> str:
+    """A ratio with its interval, in percent to a tenth; from ten times as much on, as a multiple."""
+    if value >= 10:
+        return f"{value:.0f} × ({ends[0]:.0f} to {ends[1]:.0f})"
+    low, middle, high = (f"{100 * v:.1f}" for v in (ends[0], value, ends[1]))
+    return f"{middle}% ({low} to {high})"
+
+
+def _seconds(value: float) -> str:
+    """With its unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if abs(value) >= scale:
+            return f"{_digits(value / scale)} {unit}"
+    return f"{_digits(value / 1e-6)} µs"
+
+
+def monitor_overhead(result: Record) -> str:
+    """Everything that benchmarks/monitor_overhead.py measured."""
+    rows = []
+    for name, found in result["models"].items():
+        verdict = "" if found["steady_interval"][0] <= found["allowed"] else ", **above it**"
+        clock = found["own_clock"]
+        rows.append(
+            [
+                f"{name} ({found['parameters']:,})",
+                _seconds(found["step_seconds"]),
+                f"{_percent(found['steady_overhead'], found['steady_interval'])}{verdict}",
+                f"{100 * found['allowed']:.1f}%",
+                f"{_seconds(found['first_seconds'])}, in {found['first_steps']} steps",
+                *(
+                    _often(clock["costs"].get(kind), clock["steps_between"][kind])
+                    for kind in ("burst", "batch", "largest")
+                ),
+            ]
+        )
+    header = [
+        "model (parameters)",
+        "bare step",
+        "steady overhead",
+        "budget",
+        "first measurements",
+        "burst",
+        "batch sharpness",
+        "largest eigenvalue",
+    ]
+    idle = result["idle"]
+    low, high = (1e6 * end for end in idle["interval"])
+    hooks = (
+        f"Both hooks on a step without any measurement: {1e6 * idle['hooks_seconds']:.1f} µs ({low:.1f} to {high:.1f})."
+    )
+    return "\n\n".join([_table(header, rows), hooks, _origin(result["provenance"])])
+
+
+def _often(seconds: float | None, steps: float | None) -> str:
+    """What one measurement costs, and how often it is made from then on."""
+    if seconds is None:
+        return "not measured"
+    return f"{_seconds(seconds)}; " + ("not again" if steps is None else f"every {_digits(steps)} steps")
+
+
+def monitor_peers(result: Record) -> str:
+    """What benchmarks/monitor_peers.py measured: the ratios, failures in their place, then what each one records."""
+    runs = result["runs"]
+    models = list(dict.fromkeys(model for found in runs.values() for model in found))
+    rows, failures = [], []
+    for name, found in runs.items():
+        failed = [f"{model}: {item['failure']}" for model, item in found.items() if "failure" in item]
+        failures += [f"- {name}, {text}" for text in failed]
+        for period in result["watchers"][name]["periods"] or [1]:
+            title = _bold_if_dyntune(name) + (f", every {period:,} steps" if period > 1 else "")
+            rows.append([title, *(_peer_cell(found.get(model), str(period)) for model in models)])
+    header = ["watched by", *(_with_step(model, runs) for model in models)]
+    parts = [_table(header, rows)]
+    if failures:
+        parts += [f"Failures, {len(failures)} of {sum(map(len, runs.values()))}:", "\n".join(failures)]
+    words = []
+    for name, found in runs.items():
+        version = next((f" {item['version']}" for item in found.values() if "version" in item), "")
+        about = result["watchers"][name]
+        words.append([f"{_bold_if_dyntune(name)}{version}", about["records"], about["source"]])
+    parts += [_table(["", "what can be read afterwards", "attached as in"], words), _origin(result["provenance"])]
+    return "\n\n".join(parts)
+
+
+def _with_step(model: str, runs: Record) -> str:
+    """The model and how long its bare step takes, in the median over tools."""
+    found = [item["step_seconds"] for models in runs.values() if "step_seconds" in (item := models.get(model, {}))]
+    return f"{model}, {_seconds(float(np.median(found)))}" if found else model
+
+
+def _peer_cell(found: Record | None, period: str) -> str:
+    if found is None:
+        return "not run"
+    if "failure" in found:
+        return f"**fails**: {found['failure'].split(':')[0]}"
+    cost = found["at"][period]
+    return f"{_percent(cost['overhead'], cost['interval'])}; {_seconds(found['first_seconds'])}"
+
+
+def run_log(result: Record) -> str:
+    """What benchmarks/run_log.py measured."""
+    titles = {
+        "at_once": "each record written at once (the default)",
+        "at_once_with_a_nan": "with a NaN among the numbers",
+        "buffered_for_a_second": "buffered for a second",
+        "in_memory_only": "in memory only",
+    }
+    keys = ("cpu_best", "cpu_median", "wall_best", "wall_median")
+    rows = [[titles[case], *(f"{found[key]:.1f}" for key in keys)] for case, found in result["records"].items()]
+    memory = result["memory"]
+    kept = (
+        f"Memory: {memory['bytes_per_number']:.1f} bytes for each number, over {memory['steps']:,} steps; "
+        f"on disk {memory['file_bytes_per_step']:.0f} bytes for each step."
+    )
+    header = ["record of ten numbers, µs", "CPU, best", "CPU, median", "clock, best", "clock, median"]
+    return "\n\n".join([_table(header, rows), kept, _origin(result["provenance"])])
+
+
+def tier2(result: Record) -> str:
+    """What benchmarks/tier2.py measured: costs, then accuracy."""
+    rows = []
+    for model, case in result["cost"].items():
+        for name, took in case["measurements"].items():
+            low, high = took["of_a_forward_quartiles"]
+            ratio = f"{took['of_a_forward']:.2f} ({low:.2f}–{high:.2f})"
+            rows.append([f"`{name}`, {model}", _seconds(took["seconds"]), ratio, f"{took['of_a_step']:.2f}"])
+    costs = _table(["", "time", "in forward passes (quartiles)", "in training steps"], rows)
+    accuracy = [
+        [
+            f"{row['largest_logit']:.3g}",
+            f"{row['smallest_entropy']:.2g}",
+            f"{row['entropy_error']:.1g}",
+            f"{row['logit_relative_error']:.1g}",
+        ]
+        for row in result["accuracy"]
+    ]
+    header = ["largest logit", "smallest entropy, nats", "error of entropy, nats", "relative error of largest logit"]
+    return "\n\n".join([costs, _table(header, accuracy), _origin(result["provenance"])])
+
+
+def signals(result: Record) -> str:
+    """What benchmarks/signals.py measured: costs, then the accuracy of the sketch."""
+    cases = result["cost"]
+    rows = [
+        [name, *(f"{100 * case['signals'][name]['of_a_step']:.2g}%" for case in cases), f"{found['of_a_sum']:.2f}"]
+        for name, found in cases[0]["signals"].items()
+    ]
+    header = [
+        f"{cases[0]['parameters']:,} parameters",
+        *(f"of a step of {case['rows']} rows ({_seconds(case['step_seconds'])})" for case in cases),
+        "in sums of the gradients",
+    ]
+    accuracy = result["accuracy"]
+    sketched = [
+        [kind, f"{f['deviation']:.4f} ± {f['standard_error_of_deviation']:.4f}", f"{f['predicted']:.4f}"]
+        for kind, f in accuracy["kinds"].items()
+    ]
+    head = [f"sketch of width {accuracy['width']:,}, {accuracy['draws']} seeds", "deviation of a cosine", "predicted"]
+    return "\n\n".join([_table(header, rows), _table(head, sketched), _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -345,6 +507,11 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "sampling": ("sampling", sampling),
     "learning-rate": ("../lr/results/ours", learning_rate),
     "obstacles": ("obstacles", obstacles),
+    "monitor-overhead": ("monitor_overhead", monitor_overhead),
+    "monitor-peers": ("monitor_peers", monitor_peers),
+    "run-log": ("run_log", run_log),
+    "tier2": ("tier2", tier2),
+    "signals": ("signals", signals),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

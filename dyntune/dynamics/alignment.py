@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dyntune.dynamics.operations import OperationReader, Operations
 from dyntune.errors import InvalidArgumentError, UnreadableModelError
 from dyntune.numerics.arithmetic import plain_arithmetic
 from dyntune.numerics.random import normal_like
@@ -32,7 +32,7 @@ from dyntune.objective.parameters import clean_name
 from dyntune.objective.passes import ForwardPasses
 from dyntune.records import Estimate, Status
 
-__all__ = ["LayerAlignment", "eigenvector_shares", "spectral_alignment"]
+__all__ = ["AlignmentReader", "LayerAlignment", "eigenvector_shares", "spectral_alignment"]
 
 # Block Krylov: columns (one would not see a double singular value), most steps, and after how many the residual is
 # compared with what is small enough, relative to the singular value squared.
@@ -44,6 +44,7 @@ RESOLVED = 0.1
 # Multiples of machine epsilon that a residual may be off by: two products, a factorisation and a rotation.
 ROUNDING = 10.0
 _STREAM = 0xA119
+_PRODUCTS = {"mm", "addmm"}
 # What comes between a weight and its product under autocast.
 _COPIES = {"_to_copy", "t", "transpose", "permute", "detach", "alias", "clone", "view"}
 
@@ -118,14 +119,15 @@ def spectral_alignment(
         (0.75, 5.0)
     """
     passes = ForwardPasses(model, batches, loss_fn, num_batches=num_batches, autocast=autocast, seed=seed)
-    reader = _Reader(passes)
-    passes.run(reading=reader)
-    if not reader.layers:
+    reader = AlignmentReader(passes.model, seed=seed)
+    passes.run(reading=Operations([reader], passes.batches))
+    found = reader.read()
+    if not found:
         raise UnreadableModelError(
             "no product of activations with a weight matrix was seen in the forward pass: convolutions, embeddings and "
             "recurrent kernels have no spectral alignment here."
         )
-    return {name: layer.read() for name, layer in reader.layers.items()}
+    return found
 
 
 class _Layer:
@@ -231,34 +233,46 @@ def _leading(weight: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, float, f
     return ritz[:, -1], math.sqrt(max(value, 0.0)), error
 
 
-class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees products of activations with weights, also with those that autocast has rounded."""
+class AlignmentReader(OperationReader):
+    """Sees products of activations with weights, also with those that autocast has rounded.
 
-    def __init__(self, passes: ForwardPasses) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.layers: dict[str, _Layer] = {}
-        self._passes, self._batch = passes, -1
+    Args:
+        model: The model.
+        seed: Of the start of the iteration.
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int) -> None:
+        self._layers: dict[str, _Layer] = {}
+        self._model, self._seed, self._rows = model, seed, 0
         self._weights: dict[int, tuple[str, int]] = {}
         self._rounded = WeakTensorKeyDictionary()
 
-    def __enter__(self) -> _Reader:
-        self._batch += 1
-        # Copies may stand in for the weights of this pass.
-        named = self._passes.model.named_parameters()
-        self._weights = {p.untyped_storage().data_ptr(): (clean_name(n), p.numel()) for n, p in named if p.dim() == 2}
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
+    def read(self) -> dict[str, LayerAlignment]:
+        """By name of the weight; empty where no product was seen."""
+        return {name: layer.read() for name, layer in self._layers.items()}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(getattr(func, "overloadpacket", None), "__name__", str(func))
-        if name in ("mm", "addmm"):
+    def begin(self, batch: Any) -> None:
+        """See :class:`OperationReader`."""
+        self._rows = num_rows(batch)
+        # Copies may stand in for the weights of this pass.
+        named = self._model.named_parameters()
+        self._weights = {p.untyped_storage().data_ptr(): (clean_name(n), p.numel()) for n, p in named if p.dim() == 2}
+
+    def wants(self, name: str, func: Any) -> bool:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
+        return name in _PRODUCTS or name in _COPIES
+
+    def before(self, name: str, func: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
+        if name in _PRODUCTS:
             inputs, weight = args[-2:]
             if (owner := self._name(weight)) is not None and self._name(inputs) is None:
                 self._note(owner, inputs, weight)
-        result = func(*args, **(kwargs or {}))
+
+    def after(self, name: str, args: Any, result: Any, noted: Any) -> None:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
         if name in _COPIES and (owner := self._name(args[0])) is not None:
             self._rounded[result] = owner
-        return result
 
     def _name(self, tensor: torch.Tensor) -> str | None:
         rounded: str | None = self._rounded.get(tensor)  # type: ignore[no-untyped-call]
@@ -270,9 +284,9 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, name: str, inputs: torch.Tensor, weight: torch.Tensor) -> None:
         with plain_arithmetic(inputs.device), torch.no_grad():
-            if name not in self.layers:
-                self.layers[name] = _Layer(weight, seed=self._passes.seed)
-            self.layers[name].update(inputs, num_rows(self._passes.batches[self._batch]))
+            if name not in self._layers:
+                self._layers[name] = _Layer(weight, seed=self._seed)
+            self._layers[name].update(inputs, self._rows)
 
 
 def eigenvector_shares(step: Sequence[torch.Tensor], vectors: Sequence[Sequence[torch.Tensor]]) -> tuple[float, ...]:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dyntune.dynamics.operations import OperationReader, Operations
 from dyntune.dynamics.scores import DenseScores, FusedScores, Scores
 from dyntune.errors import InvalidArgumentError, UnreadableModelError
 from dyntune.numerics.arithmetic import plain_arithmetic
@@ -30,7 +30,7 @@ from dyntune.objective.losses import LossFunction
 from dyntune.objective.passes import ForwardPasses
 from dyntune.objective.running import RunningModules
 
-__all__ = ["COLLAPSED", "AttentionStatistics", "HeadStatistics", "attention_statistics"]
+__all__ = ["COLLAPSED", "AttentionReader", "AttentionStatistics", "HeadStatistics", "attention_statistics"]
 
 # A row counts as collapsed below this share of the largest entropy it could have: about one key out of a hundred.
 COLLAPSED = 0.1
@@ -194,53 +194,66 @@ def attention_statistics(
     if memory_limit <= 0:
         raise InvalidArgumentError(f"memory_limit={memory_limit!r}: blocks of logits take a positive number of bytes.")
     passes = ForwardPasses(model, batches, loss_fn, num_batches=num_batches, autocast=autocast, seed=seed)
-    reader = _Reader(passes.model, memory_limit)
-    passes.run(reading=reader)
-    if not reader.tallies:
+    reader = AttentionReader(passes.model, memory_limit)
+    passes.run(reading=Operations([reader], passes.batches))
+    found = reader.read()
+    if not found:
         raise UnreadableModelError(
             "no attention was seen in the forward pass: neither scaled_dot_product_attention nor a softmax over a "
             "batched product of queries and keys. Does the model attend at all, and in PyTorch operations? With "
             'transformers, model.set_attn_implementation("sdpa") makes it readable.'
         )
-    return AttentionStatistics({name: tally.read() for name, tally in reader.tallies.items()})
+    return found
 
 
-class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of the forward pass below autograd and autocast, where Python functions are taken apart."""
+class AttentionReader(OperationReader):
+    """Sees the logits of every attention module in forward passes, where Python functions are taken apart.
 
-    def __init__(self, model: nn.Module, memory_limit: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tallies: dict[str, _Tally] = {}
+    Args:
+        model: The model.
+        memory_limit: See :func:`attention_statistics`.
+    """
+
+    def __init__(self, model: nn.Module, memory_limit: int = MEMORY_LIMIT) -> None:
+        self._tallies: dict[str, _Tally] = {}
         self._model, self._running, self._limit = model, RunningModules(model), memory_limit
         self._weights: set[int] = set()
         self._products = WeakTensorKeyDictionary()
 
-    def __enter__(self) -> _Reader:
+    def read(self) -> AttentionStatistics:
+        """The statistics so far; empty where no attention was seen."""
+        return AttentionStatistics({name: tally.read() for name, tally in self._tallies.items()})
+
+    def begin(self, batch: Any) -> None:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
         # A product with a weight is a layer, not queries times keys. Copies may stand in for the weights of this pass.
         self._weights = {p.untyped_storage().data_ptr() for p in self._model.parameters()}
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(getattr(func, "overloadpacket", None), "__name__", str(func))
+    def wants(self, name: str, func: Any) -> bool:
+        """See :class:`OperationReader`."""
+        known = name in _FUSED or name in _SOFTMAX or name in _PRODUCTS or name in _CARRIED
+        return known or _hides_logits(name, func)
+
+    def before(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
+        """See :class:`OperationReader`."""
         if name in _FUSED:
             self._note(FusedScores.of({**_by_name(func, args), **kwargs}))
         elif name in _SOFTMAX:
             self._softmax(*args[:2])
-        elif "attention" in name or "flash_attn" in str(func):
+        elif _hides_logits(name, func):
             raise UnreadableModelError(
                 f"module {self._running.innermost()[0]!r} attends by {func}, which hides its queries and keys. Let it "
                 'use scaled_dot_product_attention; with transformers: model.set_attn_implementation("sdpa").'
             )
-        result = func(*args, **kwargs)
+
+    def after(self, name: str, args: Any, result: Any, noted: Any) -> None:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
         if name in _PRODUCTS:
             if not any(t.untyped_storage().data_ptr() in self._weights for t in args if isinstance(t, torch.Tensor)):
                 self._products[result] = True
         elif name in _CARRIED and self._is_product(args):
             for tensor in result if isinstance(result, (list, tuple)) else (result,):
                 self._products[tensor] = True
-        return result
 
     def _is_product(self, args: Any) -> bool:
         return any(
@@ -256,11 +269,15 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, module = self._running.innermost()
         if isinstance(module, nn.MultiheadAttention):
             scores = scores.with_heads(module.num_heads)
-        tally = self.tallies.setdefault(name, _Tally(scores.shape[1]))
+        tally = self._tallies.setdefault(name, _Tally(scores.shape[1]))
         if tally.heads != scores.shape[1]:
-            tally = self.tallies.setdefault(f"{name} ({scores.shape[1]} heads)", _Tally(scores.shape[1]))
+            tally = self._tallies.setdefault(f"{name} ({scores.shape[1]} heads)", _Tally(scores.shape[1]))
         with plain_arithmetic(scores.device), torch.no_grad():
             tally.update(scores, self._limit)
+
+
+def _hides_logits(name: str, func: Any) -> bool:
+    return name not in _FUSED and ("attention" in name or "flash_attn" in str(func))
 
 
 def _by_name(func: Any, args: Any) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from dyntune.objective.losses import LossFunction, tensor_output
 from dyntune.objective.passes import ForwardPasses
 from dyntune.records import Estimate, Status
 
-__all__ = ["OutputLogits", "output_logits"]
+__all__ = ["LogitTally", "OutputLogits", "output_logits"]
 
 # Logits worked on at a time: 64 MiB of float32 with four temporaries.
 BLOCK = 1 << 22
@@ -132,16 +132,32 @@ def output_logits(
         2.0 2.0
     """
     passes = ForwardPasses(model, batches, loss_fn, num_batches=num_batches, autocast=autocast, seed=seed)
-    parts: list[torch.Tensor] = []
-    owners: list[torch.Tensor] = []
-    largest: list[torch.Tensor] = []
-    classes = offset = 0
+    tally = LogitTally(dim)
+    passes.run(lambda index, output: tally.update(passes.batches[index], tensor_output(output)))
+    return tally.read(passes.batches)
 
-    def take(index: int, output: Any) -> None:
-        nonlocal classes, offset
-        batch = passes.batches[index]
-        logits = _classes_last(tensor_output(output), dim)
-        classes = logits.shape[-1]
+
+class LogitTally:
+    """Log Z and entropy of every position, batch by batch.
+
+    Args:
+        dim: See :func:`output_logits`.
+    """
+
+    def __init__(self, dim: int | None = None) -> None:
+        self._dim, self._classes, self._offset = dim, 0, 0
+        self._parts: list[torch.Tensor] = []
+        self._owners: list[torch.Tensor] = []
+        self._largest: list[torch.Tensor] = []
+
+    def update(self, batch: Any, output: torch.Tensor) -> None:
+        """Take in what the model made of a batch.
+
+        Raises:
+            InvalidArgumentError: A single class, or a `dim` that is none.
+        """
+        logits = _classes_last(output, self._dim)
+        classes = self._classes = logits.shape[-1]
         kept = _kept(batch, logits)
         rows = num_rows(batch)
         owner = torch.arange(logits[..., 0].numel(), device=logits.device) // max(1, logits[..., 0].numel() // rows)
@@ -150,28 +166,36 @@ def output_logits(
             step = max(1, BLOCK // classes)
             for block, use in zip(torch.split(flat, step), torch.split(chosen, step), strict=True):
                 found, peak = _positions(block[use])
-                parts.append(found.cpu())
-                largest.append(peak.cpu())
-        owners.append(owner[chosen].clamp_max(rows - 1).cpu() + offset)
-        offset += rows
+                self._parts.append(found.cpu())
+                self._largest.append(peak.cpu())
+        self._owners.append(owner[chosen].clamp_max(rows - 1).cpu() + self._offset)
+        self._offset += rows
 
-    passes.run(take)
-    values, owner = torch.cat(parts, dim=1), torch.cat(owners)
-    if not owner.numel():
-        raise InvalidArgumentError("no position counts: the attention masks of all batches are zero everywhere.")
-    means = _row_means(values, owner)
-    log_z = values[0]
-    return OutputLogits(
-        max_abs_logit=float(torch.stack(largest).max()),
-        log_z=_estimate(means[:, 0]),
-        log_z_spread=float(log_z.std()) if log_z.numel() > 1 else 0.0,
-        z_loss=float((log_z**2).mean()),
-        entropy=_estimate(means[:, 1]),
-        classes=classes,
-        positions=log_z.numel(),
-        row_means=tuple((float(a), float(b)) for a, b in means),
-        data=_fingerprint(passes.batches),
-    )
+    def read(self, batches: tuple[Any, ...]) -> OutputLogits:
+        """The record.
+
+        Args:
+            batches: Those that were taken in.
+
+        Raises:
+            InvalidArgumentError: No position counts.
+        """
+        values, owner = torch.cat(self._parts, dim=1), torch.cat(self._owners)
+        if not owner.numel():
+            raise InvalidArgumentError("no position counts: the attention masks of all batches are zero everywhere.")
+        means = _row_means(values, owner)
+        log_z = values[0]
+        return OutputLogits(
+            max_abs_logit=float(torch.stack(self._largest).max()),
+            log_z=_estimate(means[:, 0]),
+            log_z_spread=float(log_z.std()) if log_z.numel() > 1 else 0.0,
+            z_loss=float((log_z**2).mean()),
+            entropy=_estimate(means[:, 1]),
+            classes=self._classes,
+            positions=log_z.numel(),
+            row_means=tuple((a, b) for a, b in means.tolist()),
+            data=_fingerprint(batches),
+        )
 
 
 def _classes_last(logits: torch.Tensor, dim: int | None) -> torch.Tensor:

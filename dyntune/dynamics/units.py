@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from dyntune.dynamics.operations import OperationReader, Operations
 from dyntune.errors import InvalidArgumentError, UnreadableModelError
 from dyntune.numerics.arithmetic import plain_arithmetic
 from dyntune.objective.batches import num_rows
@@ -29,7 +29,7 @@ from dyntune.objective.losses import LossFunction
 from dyntune.objective.passes import ForwardPasses
 from dyntune.objective.running import RunningModules
 
-__all__ = ["DeadUnits", "UnitStatistics", "dead_units"]
+__all__ = ["DeadUnits", "UnitReader", "UnitStatistics", "dead_units"]
 
 # The smaller of the positive thresholds that implementations of ReDo report side by side (0, 0.025 and 0.1).
 TAU = 0.025
@@ -63,6 +63,8 @@ class UnitStatistics:
         dormant: Share of units whose score is at most tau; NaN where activations are not finite.
         silent: Share of units whose input was above zero nowhere; None for tanh and sigmoid.
         silent_units: Which those are.
+        dead: Share of units that are both dormant and silent; None for tanh and sigmoid, NaN as above. A silent unit of
+            a leaky activation still passes gradients on, and one of a GELU may.
         saturated: Share of activations with a slope below a hundredth of the largest; None but for tanh and sigmoid.
         activity_bound: A unit that was silent on all `rows` is active on less than this share of rows (one-sided,
             exact binomial, 95%, for each unit by itself; about ``3 / rows``).
@@ -74,12 +76,13 @@ class UnitStatistics:
     dormant: float
     silent: float | None
     silent_units: tuple[int, ...]
+    dead: float | None
     saturated: float | None
     activity_bound: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
-        return asdict(self) | {"dormant": self.dormant if math.isfinite(self.dormant) else None}
+        return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in asdict(self).items()}
 
 
 class DeadUnits(dict[str, UnitStatistics]):
@@ -146,14 +149,15 @@ def dead_units(
     if not tau >= 0:
         raise InvalidArgumentError(f"tau={tau!r}: a unit's mean activation relative to its layer's is never negative.")
     passes = ForwardPasses(model, batches, loss_fn, num_batches=num_batches, autocast=autocast, seed=seed)
-    reader = _Reader(passes)
-    passes.run(reading=reader)
-    if not reader.tallies:
+    reader = UnitReader(passes.model)
+    passes.run(reading=Operations([reader], passes.batches))
+    found = reader.read(tau)
+    if not found:
         raise UnreadableModelError(
             "no activation was seen in the forward pass: no ReLU, GELU, SiLU, tanh, sigmoid or one of their relatives. "
             "Recurrent layers apply theirs inside of one kernel, which cannot be read."
         )
-    return DeadUnits({name: tally.read(tau) for name, tally in reader.tallies.items()})
+    return found
 
 
 class _Tally:
@@ -191,38 +195,47 @@ class _Tally:
         units, saturating = size.numel(), self.kind in _SLOPES
         finite = bool(size.isfinite().all())
         silent = () if saturating else tuple((active == 0).nonzero()[:, 0].tolist())
+        dormant = size <= tau * size.mean()
+        dead = float((dormant & (active == 0)).double().mean()) if finite else math.nan
         return UnitStatistics(
             kind=self.kind,
             units=units,
             rows=self._rows,
-            dormant=float((size <= tau * size.mean()).double().mean()) if finite else math.nan,
+            dormant=float(dormant.double().mean()) if finite else math.nan,
             silent=None if saturating else len(silent) / units,
             silent_units=silent,
+            dead=None if saturating else dead,
             saturated=float(torch.stack(self._flat).sum()) / self._entries if saturating else None,
             activity_bound=1 - (1 - LEVEL) ** (1 / self._rows),
         )
 
 
-class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every activation of a forward pass, those of composed modules as one."""
+class UnitReader(OperationReader):
+    """Sees every activation of forward passes, those of composed modules as one.
 
-    def __init__(self, passes: ForwardPasses) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tallies: dict[str, _Tally] = {}
-        self._passes, self._running = passes, RunningModules(passes.model)
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tallies: dict[str, _Tally] = {}
+        self._model, self._running = model, RunningModules(model)
         self._calls: dict[str, int] = {}
-        self._dim, self._within, self._batch = -1, 0, -1
+        self._dim, self._within, self._rows, self._wrapped = -1, 0, 0, False
 
-    def __enter__(self) -> _Reader:
-        self._calls, self._dim, self._within = {}, -1, 0
-        self._batch += 1
-        if self._batch == 0:
+    def read(self, tau: float = TAU) -> DeadUnits:
+        """The statistics so far; empty where no activation was seen."""
+        return DeadUnits({name: tally.read(tau) for name, tally in self._tallies.items()})
+
+    def begin(self, batch: Any) -> None:
+        """See :class:`OperationReader`."""
+        self._calls, self._dim, self._within, self._rows = {}, -1, 0, num_rows(batch)
+        if not self._wrapped:
+            self._wrapped = True
             self._wrap_composed()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
     def _wrap_composed(self) -> None:
-        for name, module in self._passes.model.named_modules():
+        for name, module in self._model.named_modules():
             composed = _COMPOSED.search(type(module).__name__) and not type(module).__module__.startswith("torch.")
             if composed and not any(True for _ in module.children()) and not any(True for _ in module.parameters()):
                 self._wrap(name, module)
@@ -249,17 +262,25 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._within -= 1
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(getattr(func, "overloadpacket", None), "__name__", str(func))
+    def wants(self, name: str, func: Any) -> bool:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
+        shapes = _CHANNELS.search(name) or _FEATURES.search(name)
+        return bool(shapes) or name in _RECTIFIERS or _kind(name) in _SLOPES
+
+    def before(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
         if _CHANNELS.search(name) or _FEATURES.search(name):
             self._dim = 1 if _CHANNELS.search(name) else -1
-        kind = name.removesuffix("_").removeprefix("_").removesuffix("_kernel")
-        watched = not self._within and (name in _RECTIFIERS or kind in _SLOPES)
-        above = args[0] > 0 if watched and kind not in _SLOPES else None
-        result = func(*args, **(kwargs or {}))
-        if watched:
+        kind = _kind(name)
+        if self._within or (name not in _RECTIFIERS and kind not in _SLOPES):
+            return None
+        return kind, None if kind in _SLOPES else args[0] > 0
+
+    def after(self, name: str, args: Any, result: Any, noted: Any) -> None:  # noqa: ARG002 - the reader's interface
+        """See :class:`OperationReader`."""
+        if noted is not None:
+            kind, above = noted
             self._note(self._running.innermost()[0], kind, above, result)
-        return result
 
     def _note(self, module: str, kind: str, above: torch.Tensor | None, result: torch.Tensor) -> None:
         if result.dim() == 0 or result.numel() == 0:
@@ -270,6 +291,8 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = module if self._calls[module] == 1 else f"{module}#{self._calls[module]}"
         dim = self._dim if result.dim() > 2 else -1
         with plain_arithmetic(result.device), torch.no_grad():
-            self.tallies.setdefault(name, _Tally(kind)).update(
-                above, result, dim, num_rows(self._passes.batches[self._batch])
-            )
+            self._tallies.setdefault(name, _Tally(kind)).update(above, result, dim, self._rows)
+
+
+def _kind(name: str) -> str:
+    return name.removesuffix("_").removeprefix("_").removesuffix("_kernel")

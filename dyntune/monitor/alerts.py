@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from dyntune.dynamics.edge import Regime
+from dyntune.monitor.rows import Rows
 
 __all__ = ["Alert", "Detector", "Diverging", "NonFinite", "default_detectors"]
 
@@ -37,20 +38,23 @@ class Alert:
 
 
 class Detector(Protocol):
-    """Looks at everything that is recorded, in the order in which it is recorded.
+    """Looks at everything that is recorded, in the order in which it is recorded: some ten steps at a time.
 
-    An exception from a detector is one of the monitor's: recorded, and after three in a row detectors are off.
+    A recorded run can be looked at in the same way, ``detector.update(run.rows)``. An exception from a detector is one
+    of the monitor's: recorded, and after three in a row detectors are off.
     """
 
-    def update(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> Iterable[Alert]:
-        """One row: columns with their values (None: refused) and texts such as ``regime``."""
+    def update(self, rows: Rows) -> Iterable[Alert]:
+        """Rows that are new: a sequence of :class:`~dyntune.monitor.rows.Row`, and columns by ``rows.column(name)``."""
 
 
 class NonFinite:
     """A loss or a gradient that is NaN or infinite; said once, and again after it was finite in between.
 
     Example:
-        >>> [a.text for a in NonFinite().update(7, {"train/loss": float("nan")}, {})]
+        >>> from dyntune.monitor.rows import Row
+        >>> rows = Rows.of([Row(step=7, values={"train/loss": float("nan")})])
+        >>> [a.text for a in NonFinite().update(rows)]
         ['the loss is nan.']
     """
 
@@ -59,13 +63,13 @@ class NonFinite:
     def __init__(self) -> None:
         self._bad: set[str] = set()
 
-    def update(
-        self,
-        step: int,
-        values: Mapping[str, float | None],
-        labels: Mapping[str, str],  # noqa: ARG002 - of the protocol
-    ) -> Iterable[Alert]:
+    def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`Detector`."""
+        if self._bad or not all(map(rows.all_finite, self.NAMES)):
+            for row in rows:
+                yield from self._row(row.step, row.values)
+
+    def _row(self, step: int, values: Mapping[str, float | None]) -> Iterable[Alert]:
         for name, said in self.NAMES.items():
             value = values.get(name)
             if value is None:
@@ -90,10 +94,14 @@ class Diverging:
     def __init__(self) -> None:
         self._on = False
 
-    def update(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> Iterable[Alert]:
+    def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`Detector`."""
-        if "regime" not in labels:
-            return
+        if "regime" in rows.label_names:
+            for row in rows:
+                if "regime" in row.labels:
+                    yield from self._row(row.step, row.values, row.labels)
+
+    def _row(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> Iterable[Alert]:
         on = labels["regime"] == Regime.DIVERGING.name.lower()
         if on and not self._on:
             names = ("grad/autocorr_lag1", "grad/autocorr_lag2", "grad/amplitude", "stability/step_curvature")

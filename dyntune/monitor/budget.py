@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict, deque
+from collections.abc import Mapping
 
 from dyntune.errors import InvalidArgumentError
 
@@ -21,11 +22,17 @@ USUAL = 0.02
 RECENT = 63
 # What every step costs is a mean over at least this many: several times MOST_STEPS, at which steps are written out.
 WINDOW = 256
-# Every step is recorded until records have taken this long, which nobody notices: some 2,000 of them.
-GRACE_SECONDS = 0.05
-# Decisions are taken about this often, at every step where steps are longer. One takes 10 to 20 microseconds.
+# Decisions are taken about this often, at every step where steps are longer, and steps are written out with them.
 DECISION_SECONDS = 0.05
 MOST_STEPS = 64
+# So many times rarer where hooks and records alone take more than is permitted.
+RARER = 4
+# The hooks of one step in so many are timed, and the others taken to cost the same: a clock costs nearly as much. A
+# prime number, so that steps with a decision are timed as often as others.
+TIMED = 7
+# What hooks take by a clock around them is this share of what they cost: afterwards the training's own code and data
+# come back into caches that they displaced. Measured (benchmarks/monitor_overhead.py).
+DISPLACED = 2.0
 
 
 class Budget:
@@ -64,30 +71,50 @@ class Budget:
         self.overhead = overhead
         self.steps = 0
         self.spent = 0.0
-        self.records = 0  # rows of steps that were written
         self.kinds: defaultdict[str, float] = defaultdict(float)
         self.costs: dict[str, float] = {}  # of the latest one of each kind
         self.training = 0.0  # seconds between the first step and the latest, the monitor's own left out
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self.timing = True  # whether the hooks of this step are timed
+        self._hooks, self._timed = 0.0, 1.0  # their seconds, and steps that these are of
+        self._per_step = 0.0  # what hooks are taken to cost
         self._last: float | None = None
         self._spent_then = 0.0
         self._marks: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=2)
 
     def step_begins(self, now: float) -> None:
         """An optimizer step begins at `now`, seconds on any clock that does not go back."""
-        if self._last is not None:
-            bare = now - self._last - (self.spent - self._spent_then)
-            self._recent.append(bare)
-            self.training += bare
-            self.steps += 1
-            if self.steps % WINDOW == 0:
-                self._marks.append((self.steps, self.kinds["hooks"] + self.kinds["log"]))
+        if self._last is None:
+            self._last, self._spent_then = now, self.spent
+            return
+        bare = now - self._last - (self.spent - self._spent_then)
+        self._recent.append(bare)
+        self.training += bare
+        self.steps += 1
+        self.spent += self._per_step
+        self.kinds["hooks"] += self._per_step
         self._last, self._spent_then = now, self.spent
+        self.timing = self.steps % TIMED == 0
+        if self.timing:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if self._timed:
+            self._per_step = DISPLACED * self._hooks / self._timed
+        self._timed += 1
+        if self._timed > RECENT:  # what they cost changes: half of the weight is on the latest of them
+            self._hooks, self._timed = self._hooks / 2, self._timed / 2
+        if self.steps >= self._marks[-1][0] + WINDOW:
+            self._marks.append((self.steps, self.kinds["hooks"] + self.kinds["log"]))
 
     def book(self, kind: str, seconds: float) -> None:
         """The monitor has spent so long."""
         self.spent += seconds
         self.kinds[kind] += seconds
+
+    def book_hooks(self, seconds: float) -> None:
+        """The hooks of a step that is timed have spent so long."""
+        self._hooks += seconds
 
     def cost(self, kind: str, seconds: float) -> None:
         """One whole measurement took so long (which is booked already)."""
@@ -133,6 +160,10 @@ class Budget:
             return True
         return self.kinds[kind] + self.costs[kind] <= self._left * self.steps * share
 
+    def in_turn(self, shares: Mapping[str, float]) -> list[str]:
+        """Kinds of measurement, that which has had the least of its share first."""
+        return sorted(shares, key=lambda kind: self.kinds[kind] / shares[kind])
+
     def period(self, kind: str, *, share: float) -> float:
         """Steps from one measurement to the next at what it cost last; infinite where it is not made again."""
         left = self._left * share
@@ -144,17 +175,10 @@ class Budget:
         return max(self.permitted - self.always, 0.0) if self.overhead > 0 else 0.0
 
     @property
-    def stride(self) -> int:
-        """Steps per record, so that records take at most half of what a step may cost; the first are all written."""
-        if self.kinds["log"] < GRACE_SECONDS or not self.records:
-            return 1
-        room = self.permitted / 2
-        return max(1, math.ceil(self.kinds["log"] / self.records / room)) if room > 0 else 1
-
-    @property
     def interval(self) -> int:
         """Steps from one decision to the next."""
         bare = self.bare
         if math.isnan(bare):
             return 1
-        return max(1, min(MOST_STEPS, int(DECISION_SECONDS / max(bare, 1e-9))))
+        rarer = RARER if self.always > self.permitted else 1
+        return max(1, min(rarer * MOST_STEPS, int(rarer * DECISION_SECONDS / max(bare, 1e-9))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
@@ -11,20 +10,20 @@ from typing import Any
 
 import torch
 
-from dyntune.dynamics.autocorrelation import GradientAutocorrelation
+from dyntune.dynamics.autocorrelation import Autocorrelation, GradientAutocorrelation
 from dyntune.dynamics.edge import EdgeReading, classify, step_curvature
 from dyntune.dynamics.momentum import moment_cosine, moment_products
 from dyntune.dynamics.noise import noise_scale, noise_terms_of_halves
-from dyntune.dynamics.tensors import COUNT, STATISTICS, TensorSums, second_moments, tensor_sums
 from dyntune.errors import InvalidArgumentError
-from dyntune.monitor.gradients import Gradients, read_gradients
-from dyntune.monitor.pending import Step, read_scalars
+from dyntune.monitor.curves import CurvatureProbe
+from dyntune.monitor.gradients import gradient_norm, read_gradients, real
+from dyntune.monitor.look import TensorLook
+from dyntune.monitor.pending import Step, kept_scalar, read_scalars
 from dyntune.numerics.sketch import CountSketch
 from dyntune.numerics.student import student_interval
 from dyntune.objective.dtensor import local
 from dyntune.objective.objective import Objective
 from dyntune.records import Estimate, Status
-from dyntune.stability.scales import diagonal_scale
 from dyntune.stability.thresholds import recurrence, threshold
 
 __all__ = ["LAGS", "Burst", "Bursts", "stability_limit"]
@@ -35,12 +34,6 @@ LAGS = 8
 # Recent bursts that the intervals are over. Two records are kept, each begun when the other is half full, so that the
 # older one always holds between half of this and all of it.
 WINDOW = 16
-COLUMNS = {
-    "log_rms": "grad/log_rms",
-    "staleness": "adam/staleness",
-    "below_eps": "adam/below_eps",
-    "update_ratio": "update/ratio",
-}
 MOMENTS = ("exp_avg", "momentum_buffer")
 
 
@@ -88,8 +81,9 @@ class Bursts:
     def values(self, limit: float | None) -> dict[str, float | Estimate | None]:
         """Columns of a burst's end that are over recent bursts."""
         found: dict[str, float | Estimate | None] = {}
-        raw = self._plain.read()
-        paired = self._paired.read()
+        raw, paired = self._plain.reading, self._paired.reading
+        if raw is None:
+            return found
         for name, reading in (("autocorr_raw", raw.raw), ("autocorr", (paired or raw).best)):
             found |= {f"grad/{name}_lag{k}": estimate for k, estimate in enumerate(reading, start=1)}
         found["grad/amplitude"] = (paired or raw).amplitude
@@ -123,7 +117,8 @@ class Bursts:
 
     def regime(self, limit: float | None, *, loss_above_start: bool | None) -> EdgeReading:
         """See :func:`dyntune.dynamics.edge.classify`."""
-        raw, paired = self._plain.read(), self._paired.read()
+        raw, paired = self._plain.reading, self._paired.reading
+        assert raw is not None  # a burst was taken
         best = paired or raw
         return classify(
             best.best[0],
@@ -142,6 +137,7 @@ class _Rolling:
     def __init__(self) -> None:
         self._records = [GradientAutocorrelation(lags=LAGS), GradientAutocorrelation(lags=LAGS)]
         self._counts = [0, 0]
+        self.reading: Autocorrelation | None = None  # of the older record; None where nothing was recorded
 
     def add(self, steps: Sequence[tuple[int, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]]) -> None:
         if self._counts[0] >= WINDOW:
@@ -152,10 +148,7 @@ class _Rolling:
             for step, sketch, halves in steps:
                 record.update(sketch, step=step, halves=halves)
         self._counts = [self._counts[0] + 1, self._counts[1] + young]
-
-    def read(self) -> Any:
-        """The older record's reading; None where nothing was recorded."""
-        return self._records[0].read() if self._counts[0] else None
+        self.reading = self._records[0].read()
 
 
 class Burst:
@@ -164,19 +157,18 @@ class Burst:
     Args:
         bursts: Holds the sketch.
         names: Names by the identity of the parameter.
-        objective: The loss for gradients of our own: noise of half-batches, curvature along the step; None without.
+        curves: Has the loss for gradients of our own: noise of half-batches, curvature along the step; None without.
     """
 
-    def __init__(self, bursts: Bursts, names: dict[int, str], objective: Objective | None) -> None:
+    def __init__(self, bursts: Bursts, names: dict[int, str], curves: CurvatureProbe | None) -> None:
         self.sketches: list[tuple[int, torch.Tensor]] = []
         self.halves: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.rows = 0
         self.curvature: float | None = None
-        self.norm_seconds = math.inf  # that the norm of the gradient takes, at best
-        self._sketch, self._names, self._objective = bursts.sketch, names, objective
-        self._sums: TensorSums | None = None
-        self._held: Gradients | None = None
-        self._previous: list[torch.Tensor] = []
+        self.norm_seconds: list[float] = []  # that the norm of the gradient takes
+        self._sketch, self._names, self._curves = bursts.sketch, names, curves
+        self._objective = None if curves is None else curves.objective
+        self._look: TensorLook | None = None
         self._before: tuple[Objective, list[torch.Tensor], list[torch.Tensor]] | None = None
 
     @property
@@ -199,67 +191,39 @@ class Burst:
             if not found.tensors:
                 raise InvalidArgumentError("no parameter of the optimizer has a gradient: step() without backward()?")
             began = perf_counter()
-            norms = torch.stack(torch._foreach_norm(list(found.tensors)))
-            step.columns["grad/norm"] = [norms.double().square().sum().sqrt()]
-            self.norm_seconds = min(self.norm_seconds, perf_counter() - began)
+            step.put("grad/norm", kept_scalar(gradient_norm(found.tensors)))
+            self.norm_seconds.append(perf_counter() - began)
             moments = [_moment(optimizer, p) for p in found.parameters]
             if all(m is not None for m in moments):
-                products = moment_products(found.tensors, [local(m) for m in moments if m is not None])
-                step.add("grad/cos_moment", moment_cosine(products))
+                products = moment_products(found.tensors, [real(local(m)) for m in moments if m is not None])
+                step.put("grad/cos_moment", kept_scalar(moment_cosine(products)))
             sketch = self._sketch(found.tensors, found.names, offsets=found.offsets)
             if last:
-                self._begin_change(optimizer, found)
+                self._look = TensorLook(optimizer, found)
         if self._objective is not None and batches:
             self._own_gradients(step.number, batches, halves, last=last)
         self.sketches.append((step.number, sketch))
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """The step is made."""
-        if not self.done or self._held is None:
+        if not self.done or self._look is None:
             return
-        with torch.no_grad():
-            now = [local(p.detach()) for p in self._held.parameters]
-            change = tensor_sums(now, parameters=now, previous=self._previous).table
-            assert self._sums is not None
-            self._sums = TensorSums(torch.cat([self._sums.table[:4], change[4:]]))
-        self._previous = []
+        self._look.end()
         if self._before is not None:
             objective, gradient, weights = self._before
             self._before = None
             after = objective.gradient()
             with torch.no_grad():
                 moved = torch._foreach_sub([p.detach() for p in objective.tensors], weights)
-                scale = diagonal_scale(optimizer, objective.tensors)
+                assert self._curves is not None
+                scale, known = self._curves.scale()
                 lr = float(optimizer.param_groups[0]["lr"])
-                self.curvature = float(step_curvature(after, gradient, list(moved), lr=lr, scale=scale))
+                if known:
+                    self.curvature = float(step_curvature(after, gradient, list(moved), lr=lr, scale=scale))
 
     def tensors(self) -> dict[str, float]:
-        """Statistics of every tensor at the last step, and the largest of them; waits for the device."""
-        if self._sums is None or self._held is None:
-            return {}
-        table = self._sums.statistics().cpu()
-        table[:, (self._sums.table[COUNT] == 0).cpu()] = math.nan
-        found: dict[str, float] = {}
-        for statistic, column in COLUMNS.items():
-            values = dict(zip(self._held.names, table[STATISTICS.index(statistic)].tolist(), strict=True))
-            known = {name: value for name, value in values.items() if not math.isnan(value)}
-            found |= {f"{column}/{name}": value for name, value in known.items()}
-            if known and statistic in ("staleness", "below_eps"):
-                found[f"{column}_max"] = max(known.values())
-            finite = [value for value in known.values() if math.isfinite(value)]
-            if finite and statistic == "update_ratio":
-                found["update/ratio_median"] = statistics.median(finite)
-        return found
-
-    def _begin_change(self, optimizer: torch.optim.Optimizer, found: Gradients) -> None:
-        moments = second_moments(optimizer, found.parameters, before_step=True)
-        if moments is not None:
-            values = [local(v) for v in moments.values]
-            moments = type(moments)(values, moments.corrections, moments.eps, moments.beta2)
-        self._sums = tensor_sums(found.tensors, moments=moments)
-        # Gradients may be written to by the step (SGD with nesterov and foreach does), so nothing of them is kept.
-        self._held = Gradients(found.names, found.parameters, (), ())
-        self._previous = [local(p.detach()).clone() for p in found.parameters]
+        """Statistics of every tensor at the last step; waits for the device."""
+        return {} if self._look is None else self._look.values()
 
     def _own_gradients(self, number: int, batches: Sequence[Any], halves: Sequence[Any] | None, *, last: bool) -> None:
         assert self._objective is not None

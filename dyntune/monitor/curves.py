@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,15 @@ class CurvatureProbe:
         self.tracker = EigenvalueTracker(unit=UNIT, seed=seed)
 
     def _prepare(self) -> None:
-        self.objective = Objective(self._model, self._batches[0], **self._loss, process_group=None, seed=self._seed)
+        whole = Objective(self._model, self._batches[0], **self._loss, process_group=None, seed=self._seed)
+        self._names = self._moved_by(whole.parameters)
+        if not self._names:
+            raise InvalidArgumentError(
+                f"the {type(self._optimizer).__name__} has moved none of the model's parameters yet: curvature is "
+                "measured along those that it moves. Pass the optimizer that steps this model."
+            )
+        self.objective = whole if len(self._names) == len(whole.parameters) else whole.restricted(self._names)
+        self._whole = whole
         self._operator = HessianOperator(self.objective)
 
     @property
@@ -88,7 +96,9 @@ class CurvatureProbe:
 
     def batch_values(self) -> dict[str, float | Estimate | None]:
         """Batch sharpness with its limit and ratio; a product for each batch kept."""
-        scale, rule = self._scale(), self._rule()
+        (scale, known), rule = self.scale(), self._rule()
+        if not known:
+            return {}
         batches = [self.moved(batch) for batch in self._batches]
         found: dict[str, float | Estimate | None] = {}
         sharpness = batch_sharpness(self.objective.on(batches), scale)
@@ -102,7 +112,8 @@ class CurvatureProbe:
 
     def largest_values(self, *, prove: bool | None = None) -> dict[str, float | Estimate | None]:
         """The largest eigenvalue with its limit and ratio."""
-        scale, rule = self._scale(), self._rule()
+        (scale, known), rule = self.scale(), self._rule()
+        rule = rule if known else None
         name = "curvature/lambda_max" if scale is None else "curvature/lambda_max_preconditioned"
         self.tracker.unit = UNIT if scale is None else SCALED_UNIT
         tracked = self.tracker.measure(PreconditionedOperator(self._operator, scale), prove=prove)
@@ -132,16 +143,30 @@ class CurvatureProbe:
         return found
 
     def refreshed(self) -> None:
-        """Start anew where parameters were replaced, converted or frozen since."""
+        """Start anew where parameters were replaced, converted or frozen since, or the optimizer moves others."""
         try:
             with self.objective.measuring():
-                pass
+                if self._moved_by(self._whole.parameters) == self._names:
+                    return
         except StaleOperatorError:
-            self._prepare()
-            self.tracker = EigenvalueTracker(unit=self.tracker.unit, seed=self._seed)
+            pass
+        self._prepare()
+        self.tracker = EigenvalueTracker(unit=self.tracker.unit, seed=self._seed)
 
-    def _scale(self) -> Vector | None:
-        return diagonal_scale(self._optimizer, self.objective.tensors)
+    def _moved_by(self, parameters: Mapping[str, torch.Tensor]) -> list[str]:
+        """Names of the parameters that the optimizer moves: in a group with a rate, and stepped before."""
+        kept = isinstance(self._optimizer, (torch.optim.SGD, torch.optim.LBFGS))  # nothing of some parameters
+        rates = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        state = self._optimizer.state
+        least = 0.0 if any(rates.values()) else -1.0  # a schedule that begins at zero stops all of them alike
+        return [name for name, p in parameters.items() if rates.get(id(p), -1.0) > least and (kept or state.get(p))]
+
+    def scale(self) -> tuple[Vector | None, bool]:
+        """How the optimizer scales its steps (None: alike everywhere), and whether that is known."""
+        try:
+            return diagonal_scale(self._optimizer, self.objective.tensors), True
+        except (InvalidArgumentError, KeyError, TypeError):  # an optimizer that is none of torch's, or L-BFGS
+            return None, False
 
     def _rule(self) -> Recurrence | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from dyntune.objective.context import unwrap
 from dyntune.objective.dtensor import is_distributed_tensor, local
 from dyntune.objective.parameters import named_parameters
 
-__all__ = ["Gradients", "parameter_names", "read_gradients"]
+__all__ = ["Gradients", "gradient_norm", "own_gradients", "parameter_names", "read_gradients", "real"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Gradients:
     Args:
         names: Clean names of the parameters that have a gradient.
         parameters: Those parameters, as the optimizer holds them.
-        tensors: Their gradients: this process's shards, dense, unscaled.
+        tensors: Their gradients: this process's shards, dense, unscaled; complex ones as pairs of real numbers.
         offsets: Where each shard begins in its flattened whole.
     """
 
@@ -49,7 +50,7 @@ def read_gradients(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> G
     """
     held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     parts = [local(p.grad.detach()) for p in held]
-    parts = [g.to_dense() if g.layout != torch.strided else g for g in parts]
+    parts = [real(g.to_dense() if g.layout != torch.strided else g) for g in parts]
     scale = getattr(optimizer, "grad_scale", None)
     if isinstance(scale, torch.Tensor):
         inverse = 1.0 / scale
@@ -60,6 +61,28 @@ def read_gradients(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> G
         tensors=tuple(parts),
         offsets=tuple(_offset(p) for p in held),
     )
+
+
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs of real ones, shape (..., 2), which is what optimizers make of them; others as is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def own_gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """This process's gradients as the optimizer holds them, without names; shorter than :func:`read_gradients`."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if all(type(g) is torch.Tensor and not g.is_sparse for g in grads):
+        return grads
+    return [g.coalesce().values() if g.is_sparse else local(g) for g in grads]
+
+
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Length of all of them together, squares added up in double precision; no device synchronisation."""
+    with torch.no_grad():
+        norms = torch.stack(torch._foreach_norm(list(gradients)))
+        wide = None if norms.device.type == "mps" else torch.float64  # which that device does not have
+        total: torch.Tensor = torch.linalg.vector_norm(norms, dtype=wide)
+        return total
 
 
 def _offset(parameter: torch.Tensor) -> int:

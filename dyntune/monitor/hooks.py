@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -69,9 +68,10 @@ def attach(optimizer: torch.optim.Optimizer, watcher: Watcher) -> Callable[[], N
         if watcher is not None:
             watcher.after_step(optimizer)
 
-    seen, made = _uncompiled(before_step), _uncompiled(after_step)
+    left_alone = _Uncompiled(before_step), _Uncompiled(after_step)
 
     def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        seen = left_alone[0] if torch.compiler.is_dynamo_compiling() else before_step
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             seen(optimizer)
@@ -83,7 +83,10 @@ def attach(optimizer: torch.optim.Optimizer, watcher: Watcher) -> Callable[[], N
         return (args[0], then_seen, *args[2:]), kwargs
 
     def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        made(optimizer)
+        if torch.compiler.is_dynamo_compiling():
+            left_alone[1](optimizer)
+        else:
+            after_step(optimizer)
 
     handles = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
 
@@ -95,23 +98,21 @@ def attach(optimizer: torch.optim.Optimizer, watcher: Watcher) -> Callable[[], N
     return detach
 
 
-def _uncompiled(call: Callable[[torch.optim.Optimizer], None]) -> Callable[[torch.optim.Optimizer], None]:
-    """The call, left alone by ``torch.compile`` where the optimizer's step is compiled, hooks and all.
+class _Uncompiled:
+    """A call that ``torch.compile`` leaves alone where the optimizer's step is compiled, hooks and all.
 
-    Nothing is compiled while dynamo is not loaded, and asking for it would load it, which takes seconds.
+    Only code that is being compiled asks for that: the switch costs as much as the rest of a hook.
     """
-    disabled: list[Callable[[torch.optim.Optimizer], None]] = []
 
-    def run(optimizer: torch.optim.Optimizer) -> None:
-        if "torch._dynamo" not in sys.modules:
-            call(optimizer)
-            return
-        if not disabled:
+    def __init__(self, call: Callable[[torch.optim.Optimizer], None]) -> None:
+        self._call = call
+        self._disabled: Callable[[torch.optim.Optimizer], None] | None = None
+
+    def __call__(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._disabled is None:
             disable: Any = torch.compiler.disable  # has no types
-            disabled.append(disable(call))
-        disabled[0](optimizer)
-
-    return run
+            self._disabled = disable(self._call)
+        self._disabled(optimizer)
 
 
 def _followed(closure: Callable[[], Any], then: Callable[[], None]) -> Callable[[], Any]:

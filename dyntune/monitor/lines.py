@@ -8,6 +8,9 @@ Every record has ``kind`` and a sequence number ``seq``, which counts up by one 
   first row that has it, and again when it changes.
 - ``row``: measurements at one ``step``: ``values`` by column (an interval's ends as ``name.low`` and ``name.high``),
   ``status`` by column where it is not OK (``[name of the status, reason]``), ``labels`` (text by name).
+- ``rows``: the same for ``count`` consecutive steps from ``step`` on: ``values`` by column, each a number that is the
+  same at all of them, a list of one number per step, or ``{"at": [0, 2, ...], "values": [...]}`` for a column that only
+  some of them have.
 - ``assumed``: ``detail``: what the rows from here on assume, such as the loss, the counts and the mode.
 - ``event``: ``name``, ``step`` or null, ``detail``.
 - ``resumed``: a writer goes on from here. ``step``: the last one that counts, or null where nobody said; ``torn``:
@@ -28,6 +31,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["SCHEMA", "BadRecordError", "decode", "encode"]
@@ -35,6 +39,7 @@ __all__ = ["SCHEMA", "BadRecordError", "decode", "encode"]
 SCHEMA = 1
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 MOST = 2**63 - 1  # steps and sequence numbers become int64
+MOST_ROWS = 2**16  # of one record, so that a few damaged bytes cannot ask for all memory
 MOST_RANKS = 10**6  # of which the missing ones are listed
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
@@ -105,6 +110,7 @@ def decode(line: bytes) -> dict[str, Any]:
         "header": _check_header,
         "column": _check_column,
         "row": _check_row,
+        "rows": _check_rows,
         "event": _check_event,
         "assumed": _check_detail,
         "resumed": _check_resumed,
@@ -176,6 +182,27 @@ def _check_row(record: dict[str, Any]) -> None:
             raise BadRecordError(f"status of {name!r} is no pair of texts")
     if not all(isinstance(text, str) for text in _mapping(record, "labels").values()):
         raise BadRecordError("a label is no text")
+
+
+def _check_rows(record: dict[str, Any]) -> None:
+    step, count = record.get("step", -1), record.get("count", -1)
+    if not (_is_count(step) and _is_count(count) and 0 < count <= MOST_ROWS and step + count <= MOST):
+        raise BadRecordError("rows without a step, or of a count that makes no sense")
+    for name, item in _mapping(record, "values").items():
+        numbers, expected = item, count
+        if isinstance(item, dict):
+            at, numbers = item.get("at"), item.get("values")
+            if not (isinstance(at, list) and isinstance(numbers, list) and at and all(map(_is_count, at))):
+                raise BadRecordError(f"places or values of {name!r} are no lists")
+            if at[-1] >= count or any(b <= a for a, b in pairwise(at)):
+                raise BadRecordError(f"places of {name!r} do not ascend below {count}")
+            expected = len(at)
+        elif not isinstance(item, list):
+            numbers, expected = [item], 1
+        if len(numbers) != expected:
+            raise BadRecordError(f"{name!r} has {len(numbers)} values for {expected} rows")
+        if any(isinstance(n, bool) or not isinstance(n, (int, float, type(None))) for n in numbers):
+            raise BadRecordError(f"a value of {name!r} is no number")
 
 
 def _check_event(record: dict[str, Any]) -> None:

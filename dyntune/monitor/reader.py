@@ -99,6 +99,8 @@ class Reader:
             case "row":
                 status = {name: (kind, reason) for name, (kind, reason) in record.get("status", {}).items()}
                 self.table.append(record["step"], record.get("values", {}), status, record.get("labels", {}))
+            case "rows":
+                self.table.extend(record["step"], record["count"], record.get("values", {}))
             case "event":
                 self._happened(record["name"], record.get("step"), record.get("detail", {}))
             case "resumed":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dyntune.monitor.alerts import Alert, Detector
+from dyntune.monitor.rows import Rows
 from dyntune.monitor.run import Event, Run
 from dyntune.monitor.sink import GuardedSink, Sink
 from dyntune.monitor.writer import RunWriter
@@ -18,6 +19,7 @@ UNITS: Mapping[str, str] = {
     "train/skipped": "steps",
     "grad/norm": "loss / parameter",
     "grad/log_rms": "ln(loss / parameter)",
+    "activation/log_rms": "ln(activation)",
     "curvature/block": "loss / parameter^2",
     "curvature/products": "products",
     "monitor/overhead_s": "s",
@@ -27,7 +29,7 @@ UNITS: Mapping[str, str] = {
 
 
 class Recorder:
-    """Writes to the run, and hands every row to the sinks and the detectors.
+    """Writes to the run, and hands rows to the sinks and the detectors.
 
     Args:
         writer: Of the run.
@@ -52,6 +54,7 @@ class Recorder:
         self._failed, self._closed = failed, closed
         self._blind: set[tuple[str, str]] = set()
         self._declared: set[str] = set()
+        self._seen = writer.num_rows  # by sinks and detectors
 
     @property
     def run(self) -> Run:
@@ -66,14 +69,27 @@ class Recorder:
             if name not in self._declared:
                 self._declare(name, values[name])
         self.writer.row(step, values, labels=labels)
+        self._recorded(values)
+
+    def rows(self, first: int, count: int, values: Mapping[str, Any]) -> None:
+        """Numbers of consecutive steps, as :meth:`dyntune.monitor.writer.RunWriter.rows` takes them."""
+        for name in values:
+            if name not in self._declared:
+                self._declare(name, None)
+        self.writer.rows(first, count, values)
+        self._recorded(values)
+
+    def _recorded(self, names: Iterable[str]) -> None:
+        """Hand on what is new of these columns."""
         if not self._sinks and not self._detectors:
             return
-        plain = {name: item.value if isinstance(item, Estimate) else item for name, item in values.items()}
-        for alert in self._detected(step, plain, labels or {}):
+        rows = self.writer.rows_since(self._seen, names)
+        self._seen += len(rows)
+        for alert in self._detected(rows):
             self.alert(alert)
-        if self._sinks:
-            metrics = {name: float(value) for name, value in plain.items() if value is not None}
-            self._pass_on(step, metrics)
+        for row in rows if self._sinks else ():
+            metrics = {name: value for name, value in row.values.items() if value is not None}
+            self._pass_on(row.step, metrics)
 
     def event(self, name: str, *, step: int | None = None, **detail: Any) -> None:
         """Something that happened; sinks are given it with the next row."""
@@ -114,11 +130,11 @@ class Recorder:
             unit = UNITS.get(name) or UNITS.get(name.rsplit("/", 1)[0]) or UNITS.get("/".join(name.split("/")[:2]), "1")
             self.writer.declare(name, unit=unit)
 
-    def _detected(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> list[Alert]:
+    def _detected(self, rows: Rows) -> list[Alert]:
         found: list[Alert] = []
         for detector in self._detectors if self._closed("detectors") else ():
             try:
-                found += detector.update(step, values, labels)
+                found += detector.update(rows)
             except Exception as error:
                 self._failed("detectors", error)
         return found

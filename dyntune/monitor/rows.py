@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
@@ -76,6 +77,10 @@ class _Texts(Generic[Texts]):
             self.distinct.append(dict(texts))
         self.codes.append(code)
 
+    def skip(self, count: int) -> None:
+        """So many rows without texts."""
+        self.codes.extend([0] * count)
+
 
 class Table:
     """Rows as they come in. Memory: 12 bytes a number, 16 a row, and each different text once; no object per row.
@@ -117,16 +122,56 @@ class Table:
             if value is None:
                 column.none.append(row)
 
-    def rows(self) -> Rows:
-        """All of it as it is now; later rows do not change what was returned."""
+    def extend(self, first: int, count: int, values: Mapping[str, Any]) -> None:
+        """Add the rows of `count` consecutive steps.
+
+        Args:
+            first: Step of the first one.
+            count: How many.
+            values: By column: a number that is the same in all rows, a list of one number per row, or, where only some
+                rows have it, ``{"at": [0, 2, ...], "values": [...]}``.
+        """
+        row = len(self.steps)
+        self.steps.extend(range(first, first + count))
+        self.status.skip(count)
+        self.labels.skip(count)
+        for name, item in values.items():
+            column = self.columns.get(name)
+            if column is None:
+                column = self.columns[name] = _Column()
+            at: Iterable[int] = range(row, row + count)
+            numbers = item
+            if isinstance(item, dict):
+                at, numbers = [row + place for place in item["at"]], item["values"]
+            elif not isinstance(item, list):
+                numbers = [item] * count
+            try:
+                found = array("d", numbers)
+            except (TypeError, OverflowError):  # a None, or an integer beyond the range
+                column.none.extend(place for place, number in zip(at, numbers, strict=True) if number is None)
+                found = array("d", map(as_number, numbers))
+            column.at.extend(at)
+            column.values.extend(found)
+
+    def rows(self, start: int = 0, names: Iterable[str] | None = None) -> Rows:
+        """All of it as it is now; later rows do not change what was returned.
+
+        Args:
+            start: Leave out so many rows.
+            names: Columns; default all.
+        """
+        columns = {}
+        for name in self.columns if names is None else names:
+            c = self.columns[name]
+            if c.at and c.at[-1] >= start:
+                first, none = bisect_left(c.at, start), bisect_left(c.none, start)
+                at, without = np.array(c.at[first:], np.int32), np.array(c.none[none:], np.int32)
+                columns[name] = _Numbers(at - np.int32(start), np.array(c.values[first:]), without - np.int32(start))
         return Rows(
-            steps=np.array(self.steps, dtype=np.int64),
-            columns={
-                name: _Numbers(np.array(c.at, np.int32), np.array(c.values, np.float64), np.array(c.none, np.int32))
-                for name, c in self.columns.items()
-            },
-            status=(np.array(self.status.codes, np.int32), self.status.distinct),
-            labels=(np.array(self.labels.codes, np.int32), self.labels.distinct),
+            steps=np.array(self.steps[start:], dtype=np.int64),
+            columns=columns,
+            status=(np.array(self.status.codes[start:], np.int32), self.status.distinct),
+            labels=(np.array(self.labels.codes[start:], np.int32), self.labels.distinct),
         )
 
 
@@ -172,6 +217,8 @@ class Rows(Sequence[Row]):
     def label_names(self) -> tuple[str, ...]:
         """Names of labels, in the order in which they first appear."""
         codes, distinct = self._labels
+        if not codes.any():
+            return ()
         _, first = np.unique(codes, return_index=True)
         return tuple(dict.fromkeys(name for at in sorted(first) for name in distinct[codes[at]]))
 
@@ -193,6 +240,15 @@ class Rows(Sequence[Row]):
         if name in self._columns:
             found[self._columns[name].at] = True
         return found
+
+    def all_finite(self, name: str) -> bool:
+        """Whether no value of the column is NaN or infinite; a refused one is neither. True without any value."""
+        column = self._columns.get(name)
+        return column is None or bool(np.isfinite(column.values).all()) or bool(np.isfinite(self._known(column)).all())
+
+    @staticmethod
+    def _known(column: _Numbers) -> Array:
+        return column.values[~np.isin(column.at, column.none)]
 
     def where(self, keep: NDArray[np.bool_]) -> Rows:
         """The rows where ``keep``, shape (rows,), is true; columns that none of them has are gone."""

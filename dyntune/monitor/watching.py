@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 __all__ = ["Watched"]
@@ -38,16 +40,45 @@ class Watched(Generic[Batch]):
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
+        bar = self._bar()
         try:
-            total = len(self)
-        except TypeError:  # a loader of unknown length
-            total = None
-        disable = None if self._progress is None else not self._progress
-        with tqdm(total=total, unit="step", leave=False, disable=disable) as bar:
             for batch in self.loader:
                 self._fetched(batch)
                 yield batch
-                ratio = self._ratio()
-                if not bar.disable and not math.isnan(ratio):
-                    bar.set_postfix_str(f"stability ratio {ratio:.2f}", refresh=False)
-                bar.update()
+                if bar is not None:
+                    bar = self._moved(bar)
+        finally:
+            if bar is not None:
+                with suppress(Exception):
+                    bar.close()
+
+    def _bar(self) -> tqdm[Any] | None:
+        """None where none is shown, or it cannot be: a bar is nothing that training depends on."""
+        if self._progress is False:
+            return None
+        try:
+            bar = tqdm(
+                total=self._length(), unit="step", leave=False, disable=None if self._progress is None else False
+            )
+        except Exception:
+            return None
+        return None if bar.disable else bar
+
+    def _moved(self, bar: tqdm[Any]) -> tqdm[Any] | None:
+        try:
+            ratio = self._ratio()
+            if not math.isnan(ratio):
+                bar.set_postfix_str(f"stability ratio {ratio:.2f}", refresh=False)
+            bar.update()
+        except Exception:  # a terminal that is gone
+            return None
+        return bar
+
+    def _length(self) -> int | None:
+        """Number of batches; None where nobody says. A stream is not asked: torch's loader would warn of it later."""
+        if isinstance(getattr(self.loader, "dataset", None), IterableDataset):
+            return None
+        try:
+            return len(self)
+        except Exception:
+            return None

@@ -7,18 +7,19 @@ import operator
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dyntune.errors import InvalidArgumentError, RunFileError
 from dyntune.monitor.append import AppendFile, OnError
-from dyntune.monitor.lines import MOST, SCHEMA, encode
+from dyntune.monitor.lines import MOST, MOST_ROWS, SCHEMA, encode
 from dyntune.monitor.load import check_is_run
 from dyntune.monitor.provenance import provenance
 from dyntune.monitor.ranks import file_of_rank, open_run_file
 from dyntune.monitor.reader import Reader, read_lines
+from dyntune.monitor.rows import Rows
 from dyntune.monitor.run import Run
 from dyntune.records import Estimate, Status
 
@@ -189,6 +190,35 @@ class RunWriter:
         optional = {key: item for key, item in (("status", found), ("labels", labels)) if item}
         self._write("row", step=step, values=flat, **optional)
         self._fresh = False
+
+    def rows(self, first: int, count: int, values: Mapping[str, Any]) -> None:
+        """Measurements at consecutive steps, in one record.
+
+        Args:
+            first: The first of the steps.
+            count: How many, up to 65,536.
+            values: Plain numbers by column, as :meth:`dyntune.monitor.rows.Table.extend` takes them.
+
+        Raises:
+            TypeError: A value that is no number.
+            InvalidArgumentError: Steps below 0, or too many of them.
+            RunFileError: With ``on_error="raise"``, that the file cannot be written.
+        """
+        if not (0 <= first <= MOST - count and 0 < count <= MOST_ROWS):
+            raise InvalidArgumentError(
+                f"{count} rows from step {first} on: steps count up from 0, and one record holds 1 to {MOST_ROWS}."
+            )
+        self._write("rows", step=first, count=count, values=values)
+        self._fresh = False
+
+    def rows_since(self, start: int, names: Iterable[str]) -> Rows:
+        """What was recorded of these columns after the first `start` rows."""
+        return self._reader.table.rows(start, names)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows recorded so far, those of earlier attempts included."""
+        return len(self._reader.table)
 
     def event(self, name: str, *, step: int | None = None, **detail: Any) -> None:
         """Something that happened."""

@@ -28,6 +28,7 @@ __all__ = [
     "forward",
     "last_dim_cross_entropy",
     "scalar",
+    "split_targets",
     "tensor_output",
     "torch_loss",
     "user_loss",
@@ -150,7 +151,7 @@ def criterion_rule(criterion: Criterion) -> LossRule:
     count, unit = _count_rule(criterion, reduction)
 
     def evaluate(model: nn.Module, batch: Any) -> Loss:
-        inputs, targets = _split(batch)
+        inputs, targets = split_targets(batch)
         outputs = tensor_output(forward(model, inputs))
         value = scalar(criterion(outputs, targets), f"criterion {_name(criterion)}")
         return Loss(value, count(outputs, targets))
@@ -219,7 +220,7 @@ def _class_count(
     return (weight.to(targets.device)[classes] * kept).sum()
 
 
-def _split(batch: Any) -> tuple[Any, Any]:
+def split_targets(batch: Any) -> tuple[Any, Any]:
     """(inputs, targets) of a batch that goes with a criterion."""
     if isinstance(batch, Mapping):
         for key in ("labels", "targets", "target", "label", "y"):

@@ -139,6 +139,7 @@ class Objective:
         self._generators = own_generators(self.model)
         self._stored = {name: _kind(p) for name, p in self.parameters.items()}
         self._repeatable = False
+        self._others = True  # whether the loss runs modules outside of the model; the first pass shows
         self.layout.place(
             num_batches=len(self.batches),
             num_rows=self._own_rows(),
@@ -147,6 +148,7 @@ class Objective:
         self.rule: LossRule
         with self.differentiating() as buffers, self.layout.together("the first forward pass"):
             self._probed = self._first_pass(buffers, loss_fn, criterion, num_checked)
+            self._others = buffers.others > 0
         self.layout.weigh(self._probed.weight, adds_up=self.adds_up)
 
     def _first_pass(
@@ -299,7 +301,7 @@ class Objective:
         dtype = {"dtype": measured_dtype} if self.precision else {}
         with (
             plain_arithmetic(self.space.device),
-            preserved_state(self.model, **dtype) as buffers,
+            preserved_state(self.model, **dtype, others=self._others) as buffers,
             self.layout.prepared(),
             self.precision.lent(),
         ):

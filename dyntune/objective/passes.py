@@ -36,6 +36,7 @@ class ForwardPasses:
         num_batches: How many batches to draw from a loader.
         autocast: Dtype of mixed precision; None for none.
         seed: Seed of dropout and other randomness in the forward pass.
+        check_writes: Whether to make the first pass on copies of the parameters, to find out whether it writes to them.
 
     Raises:
         InvalidArgumentError: A sharded model, one without parameters, or a forward pass that writes to a parameter.
@@ -51,10 +52,12 @@ class ForwardPasses:
         num_batches: int | Literal["all"] = 16,
         autocast: torch.dtype | None = None,
         seed: int = 0,
+        check_writes: bool = True,
     ) -> None:
         check_callable(loss_fn, "loss_fn", "(model, batch)")
         self.model = unwrap(model)
         self._loss_fn, self._autocast, self.seed = loss_fn, autocast, seed
+        self._check_writes = check_writes
         first = next(self.model.parameters(), None)
         if first is None:
             raise InvalidArgumentError("the model has no parameters: there is nothing that training could change.")
@@ -88,13 +91,14 @@ class ForwardPasses:
         """
         with ExitStack() as stack:
             stack.enter_context(enough_memory("a forward pass"))
-            buffers = stack.enter_context(preserved_state(self.model))
+            buffers = stack.enter_context(preserved_state(self.model, others=self._loss_fn is not None))
             stack.enter_context(_plain(self.device, self._autocast))
             for index, batch in enumerate(self.batches):
                 buffers.renew()
                 seed_all(stream_seed(self.seed, index), self._generators)
                 # A pass that writes to a parameter is found out at the first batch, on copies.
-                with stand_ins(self.model) if index == 0 else nullcontext(), reading or nullcontext():
+                copies = stand_ins(self.model) if index == 0 and self._check_writes else nullcontext()
+                with copies, reading or nullcontext():
                     output = self._output(batch)
                 if take is not None:
                     take(index, output)

@@ -7,8 +7,10 @@ by clones while a measurement runs, random states are saved and restored.
 from __future__ import annotations
 
 import random
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,8 +77,12 @@ def _cuda_ready() -> bool:
 
 def own_generators(model: nn.Module) -> list[Generator]:
     """The generators that the model's modules hold as attributes, each once."""
-    found = {id(item): item for m in model.modules() for item in vars(m).values() if isinstance(item, Generator)}
+    found = {id(item): item for m in model.modules() for item in _held_generators(m)}
     return list(found.values())
+
+
+def _held_generators(module: nn.Module) -> list[Generator]:
+    return [item for item in vars(module).values() if isinstance(item, Generator)]
 
 
 def _state(generator: Generator) -> Any:
@@ -137,6 +143,15 @@ class BorrowedBuffers:
         self._dtype = dtype
         self._slots = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
         self._clones: dict[int, tuple[torch.Tensor, int]] = {}
+        self.others = 0  # modules that are none of the model's
+
+    def include(self, module: nn.Module) -> None:
+        """Lend this module's own buffers, too, from now on."""
+        self.others += 1
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                self._slots.append((module, name, buffer))
+                module._buffers[name] = buffer.detach().clone()
 
     def renew(self) -> None:
         """Put clones with the original values in place; masks and counters that nothing wrote to are used again.
@@ -213,7 +228,7 @@ class _Attributes:
 
 @contextmanager
 def preserved_state(
-    model: nn.Module, dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+    model: nn.Module, dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype, *, others: bool = False
 ) -> Iterator[BorrowedBuffers]:
     """Set gradients aside, lend clones of the buffers, and put everything back afterwards, also after an exception.
 
@@ -223,6 +238,8 @@ def preserved_state(
     Args:
         model: The model.
         dtype: See :class:`BorrowedBuffers`.
+        others: Whether modules outside of the model may run, such as the other network in the loss of a GAN: each is
+            then treated like the model's own from its first call on. It takes a global hook, which slows every module.
     """
     attributes = [_Attributes(m) for m in model.modules()]
     parameters = list(model.parameters())
@@ -255,9 +272,25 @@ def preserved_state(
         undone(undo_generators),
         undone(undo_attributes),
         undone(undo_gradients),
+        ExitStack() as stack,
     ):
         for p in parameters:
             p.grad = None
         buffers = BorrowedBuffers(model, dtype)
         buffers.renew()
+        if others:
+            known, thread = {id(m) for m in model.modules()}, threading.get_ident()
+
+            def take_in(module: nn.Module, _args: Any) -> None:
+                if threading.get_ident() == thread and id(module) not in known:
+                    known.add(id(module))
+                    attributes.append(_Attributes(module))
+                    generators.extend((g, _state(g)) for g in _held_generators(module))
+                    buffers.include(module)
+
+            hook = nn.modules.module.register_module_forward_pre_hook(take_in)
+            stack.callback(hook.remove)
+            # torch warns of hooks that fire once more for a compiled model, which does no harm here.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
         yield buffers

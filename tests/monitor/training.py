@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,11 @@ class Unlimited(Budget):
     """Everything is measured in turn, at every step: what a test sees does not depend on the clock."""
 
     interval = 1
-    stride = 1
+
+    def in_turn(self, shares: Mapping[str, float]) -> list[str]:
+        self.turn = getattr(self, "turn", -1) + 1
+        kinds = list(shares)
+        return kinds[self.turn % len(kinds) :] + kinds[: self.turn % len(kinds)]
 
     def affords(self, kind: str, *, share: float) -> bool:
         return True
@@ -78,7 +82,7 @@ class Training:
         options = {"criterion": nn.CrossEntropyLoss(), "overhead": 0.9, "on_error": "raise"} | options
         options = {"scaler": self.scaler, "accumulate": self.accumulate} | options
         monitor = dyntune.Monitor(self.wrapped, self.opt, **options)
-        monitor._budget = Unlimited(monitor.overhead)
+        monitor._session.budget = Unlimited(monitor.overhead)
         return monitor
 
     def loop(self, monitor: dyntune.Monitor | None = None, steps: int | None = None) -> None:
