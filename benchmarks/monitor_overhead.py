@@ -38,6 +38,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dyntune
+from dyntune.monitor.monitor import SHARES
 
 RESULT = Path(__file__).resolve().parent / "results" / "monitor_overhead.json"
 SCHEMA = 1
@@ -64,7 +65,7 @@ class Watched(Training):
     @property
     def measured_all(self) -> bool:
         """Whether everything was measured once."""
-        return {"burst", "batch", "largest"} <= set(self.monitor._session.budget.costs)
+        return set(SHARES) <= set(self.monitor._session.budget.costs)
 
 
 def overhead(name: str, pairs: int | None) -> dict[str, Any]:
@@ -142,9 +143,6 @@ def _steps(optimizer: torch.optim.Optimizer, count: int) -> float:
     for _ in range(count):
         optimizer.step()
     return time.process_time() - began
-
-
-SHARES = {"burst": 0.5, "batch": 0.2, "largest": 0.3}
 
 
 def main() -> int:

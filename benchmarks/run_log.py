@@ -3,13 +3,14 @@
     python benchmarks/run_log.py
 
 - records: CPU and wall time of `RunWriter.row` for ten numbers, best of several repetitions and their median: each
-  record written at once (the default), buffered for a second, in memory only, and with a NaN among the numbers.
+  record written at once (the default), buffered for a second, in memory only, and with a NaN among the numbers; and
+  `RunWriter.rows`, 64 steps in one record, per step.
 - parts: what one record is made of: JSON by the standard library (what is used), JSON formatted by hand, the system
   call, the look whether the file is still there. They argue for neither hand formatting nor a thread of its own: a
   thread would have to be handed the same numbers, and would hold the interpreter while it formats them.
 - memory: growth of what Python has allocated per step over 20,000 steps, with a log.
 
-Takes about half a minute on one core. Exit status 1 if a record takes more than 20 microseconds of CPU time.
+Takes about half a minute on one core. Exit status 1 if a record takes more than 20 microseconds of CPU time per step.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SCHEMA = 1
 COLUMNS = [f"layer.{i}.rms" for i in range(10)]
 LIMIT = 20.0  # microseconds; a step of 10 ms then gives 0.2 % of its time
 STEPS = 20_000
+TOGETHER = 64  # steps of one record, as the monitor writes them where a step is short
 
 
 def numbers(step: int) -> dict[str, float]:
@@ -81,6 +83,10 @@ def records(folder: str, count: int, repeats: int) -> dict[str, Any]:
         path = None if name is None else f"{folder}/{name}.jsonl"
         with RunWriter(path, {}, on_error="warn", **options) as writer:
             found[case] = microseconds(lambda i, w=writer, v=values: w.row(i, v[i % 1000]), count, repeats)
+    together = {name: [row[name] for row in rows[:TOGETHER]] for name in COLUMNS}
+    with RunWriter(f"{folder}/together.jsonl", {}, on_error="warn") as writer:
+        once = microseconds(lambda i: writer.rows(TOGETHER * i, TOGETHER, together), count // TOGETHER, repeats)
+    found["together"] = {name: seconds / TOGETHER for name, seconds in once.items()}
     return found
 
 

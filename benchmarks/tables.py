@@ -368,7 +368,7 @@ def monitor_overhead(result: Record) -> str:
                 f"{_seconds(found['first_seconds'])}, in {found['first_steps']} steps",
                 *(
                     _often(clock["costs"].get(kind), clock["steps_between"][kind])
-                    for kind in ("burst", "batch", "largest")
+                    for kind in ("burst", "tensors", "inside", "batch", "largest")
                 ),
             ]
         )
@@ -379,6 +379,8 @@ def monitor_overhead(result: Record) -> str:
         "budget",
         "first measurements",
         "burst",
+        "tensor by tensor",
+        "inside",
         "batch sharpness",
         "largest eigenvalue",
     ]
@@ -443,6 +445,7 @@ def run_log(result: Record) -> str:
         "at_once_with_a_nan": "with a NaN among the numbers",
         "buffered_for_a_second": "buffered for a second",
         "in_memory_only": "in memory only",
+        "together": "64 steps in one record, per step",
     }
     keys = ("cpu_best", "cpu_median", "wall_best", "wall_median")
     rows = [[titles[case], *(f"{found[key]:.1f}" for key in keys)] for case, found in result["records"].items()]

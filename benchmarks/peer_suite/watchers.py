@@ -253,7 +253,7 @@ class Dyntune(Watched):
 
     @property
     def ready(self) -> bool:
-        return {"burst", "batch", "largest"} <= set(self.monitor._session.budget.costs)
+        return {"burst", "tensors", "inside", "batch", "largest"} <= set(self.monitor._session.budget.costs)
 
     @property
     def kept(self) -> int:

@@ -18,7 +18,9 @@ noise of its batch into the next gradient, so that
           = |G|^2 - \eta \left( G^\top H G + \mathrm{tr}(H \Sigma) / B \right)
 
 (:func:`lag_one_expectation`). Neither term in brackets is an error of measurement, and halves do not remove the second:
-where it dominates, rho_1 is negative in perfectly stable training that has arrived at its noise floor.
+where it dominates, rho_1 is negative in perfectly stable training that has arrived at its noise floor, and below -1
+while training moves away from a minimum by noise alone. Above 1 it cannot be where noise sees no negative curvature:
+values are cut there.
 
 Epochs that are shuffled without replacement make batches of one epoch lean away from each other: the noise of two of
 them has correlation :math:`-B / (N - B)`. With N given, inner products within an epoch and U are corrected by
@@ -243,7 +245,12 @@ class _Series:
             together = np.array([self.steps[i].epoch == self.steps[j].epoch for i, j in zip(now, before, strict=True)])
             top += np.where(together, (self.noise[now] + self.noise[before]) / (2 * self.population), 0.0)
         bottom = (self.signal[now] + self.signal[before]) / 2
-        return self._ratio(now, top, bottom, f"noise-corrected autocorrelation at lag {lag}", width)
+        found = self._ratio(now, top, bottom, f"noise-corrected autocorrelation at lag {lag}", width)
+        if found.value is None or found.value <= 1:
+            return found
+        if found.low > 1:
+            return _refused(f"not identifiable: it comes out as {found.value:.2g}, and cannot be above 1", found.method)
+        return replace(found, value=1.0, high=1.0)
 
     def amplitude(self, *, corrected: bool) -> Estimate:
         squared = self.signal if corrected else self.dots[:, 0]

@@ -40,7 +40,7 @@ class Budget:
 
     What is spent is booked by kind. ``"hooks"`` and ``"log"`` are what every step costs; of what they leave, each other
     kind (bursts, probes) has a share, and another one may be begun when its last cost fits into that. The first of each
-    is begun in any case; later ones wait until it is paid.
+    is begun in any case, and does not count against those after it: it is dearer, since nothing is warm.
 
     Args:
         overhead: Permitted share of training time, from 0 (nothing beyond tier 0) to 1, exclusive.
@@ -73,6 +73,7 @@ class Budget:
         self.spent = 0.0
         self.kinds: defaultdict[str, float] = defaultdict(float)
         self.costs: dict[str, float] = {}  # of the latest one of each kind
+        self._first: dict[str, float] = {}
         self.training = 0.0  # seconds between the first step and the latest, the monitor's own left out
         self._recent: deque[float] = deque(maxlen=RECENT)
         self.timing = True  # whether the hooks of this step are timed
@@ -119,6 +120,8 @@ class Budget:
     def cost(self, kind: str, seconds: float) -> None:
         """One whole measurement took so long (which is booked already)."""
         self.costs[kind] = seconds
+        if not self._first.get(kind):
+            self._first[kind] = seconds
 
     @property
     def bare(self) -> float:
@@ -158,7 +161,7 @@ class Budget:
         """
         if kind not in self.costs:
             return True
-        return self.kinds[kind] + self.costs[kind] <= self._left * self.steps * share
+        return self.kinds[kind] - self._first[kind] + self.costs[kind] <= self._left * self.steps * share
 
     def in_turn(self, shares: Mapping[str, float]) -> list[str]:
         """Kinds of measurement, that which has had the least of its share first."""

@@ -232,3 +232,17 @@ def test_bad_arguments_are_named():
         recorder.update(torch.ones(4), step=6)
     with pytest.raises(ShapeMismatchError, match="1 gradients and 0 moments"):
         moment_products([torch.ones(1)], [])
+
+
+def test_nothing_above_one_is_given():
+    """Noise of thirty times the signal over nine steps: the ratio often comes out far above 1."""
+    found = [
+        recorded(np.mean(halves, axis=1), halves=halves, lags=1, steps=None).corrected[0]
+        for halves in (noisy(np.random.default_rng(s), count=9, dimension=50, ratio=30.0) for s in range(60))
+    ]
+    known = [f for f in found if f.value is not None]
+    assert 0 < len(known) < 60
+    assert max(f.value for f in known) == 1.0  # where it was cut
+    assert all(f.low <= f.value <= f.high for f in known)
+    assert all(f.high == 1.0 for f in known if f.value == 1.0)
+    assert any(f.reason.endswith("cannot be above 1") or "not identifiable" in f.reason for f in found)
