@@ -82,6 +82,11 @@ class CurvatureProbe:
         self._operator = HessianOperator(self.objective)
 
     @property
+    def first_batch(self) -> Any:
+        """That of the largest eigenvalue."""
+        return self._batches[0]
+
+    @property
     def wants_batches(self) -> bool:
         """Whether another batch would be kept."""
         return len(self._batches) < MOST_BATCHES

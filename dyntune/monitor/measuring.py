@@ -14,6 +14,7 @@ from dyntune.monitor.curves import CurvatureProbe
 from dyntune.monitor.inside import EVERY_PASS, InsideProbe, InsideQuantity
 from dyntune.monitor.landing import Landing
 from dyntune.monitor.session import Session
+from dyntune.objective.batches import map_tensors
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.records import Estimate
 
@@ -54,6 +55,7 @@ class Measuring:
         self.curves: CurvatureProbe | None = None
         self.wants_batches = False
         self._inside: InsideProbe | None = None
+        self._rows: Any = None  # that the inside is looked at with, always the same, so that what changes is the model
         self.count = 0
         self.ratio = float("nan")  # the latest stability ratio
 
@@ -77,7 +79,7 @@ class Measuring:
             return self._session.place.no_curvature
         if "inside" in self._session.breaker.off:
             return self._session.breaker.off["inside"]
-        return self._no_batch()
+        return None if self._inside is not None else self._no_batch()
 
     def _no_batch(self) -> str | None:
         if self._landing.batches:
@@ -168,7 +170,9 @@ class Measuring:
     def _inside_values(self, wanted: Sequence[InsideQuantity]) -> Values:
         if self._inside is None:
             self._inside = InsideProbe(self._model, self._loss_fn, self._criterion, seed=self._seed)
-        found = self._inside.values(self._landing.batches[-1], wanted)
+            self._rows = self._landing.batches[-1] if self.curves is None else self.curves.first_batch
+            self._rows = map_tensors(self._rows, lambda tensor: tensor.detach().clone())
+        found = self._inside.values(self._rows, wanted)
         for signal, reason in self._inside.blind.items():
             self._session.recorder.blind(signal, reason, step=self._session.last)
         return found

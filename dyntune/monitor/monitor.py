@@ -94,9 +94,10 @@ class Monitor:
         overhead: See above.
 
     Cost:
-        Both hooks together take about 10 microseconds on a step on which nothing is measured, and a record of the step
-        some 20 (``benchmarks/monitor_overhead.py``). Two copies of the parameters at the end of a burst, and up to four
-        batches for the whole run.
+        Both hooks together take some 10 microseconds on a step on which nothing is measured, and its part of a record 5
+        to 10; where that is above the budget, records are written less often, and the norm of the gradient is taken
+        at some steps only (``benchmarks/monitor_overhead.py``). Two copies of the parameters at the end of a burst, and
+        up to five batches for the whole run.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -244,8 +245,8 @@ class Monitor:
 
         Args:
             *quantities: Of curvature, with proof: ``"largest"`` eigenvalue, ``"batch"`` sharpness (default: both),
-                ``"blocks"``, the largest eigenvalue of every parameter's block. Of the inside of the network, on the
-                present batch: ``"attention"``, ``"heads"``, ``"units"``, ``"logits"``, ``"activations"``,
+                ``"blocks"``, the largest eigenvalue of every parameter's block. Of the inside of the network, on one
+                early batch: ``"attention"``, ``"heads"``, ``"units"``, ``"logits"``, ``"activations"``,
                 ``"alignment"``; see :doc:`/concepts/inside-the-network`.
 
         Returns:
