@@ -1,16 +1,44 @@
-"""What is wrong with training, and who looks for it: :class:`Alert` and :class:`Detector`."""
+"""What is wrong with training, and who looks for it: :class:`Alert`, :class:`Cause` and :class:`Detector`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal, Protocol
 
-from dyntune.dynamics.edge import Regime
 from dyntune.monitor.rows import Rows
 
-__all__ = ["Alert", "Detector", "Diverging", "NonFinite", "default_detectors"]
+__all__ = ["Alert", "Cause", "Detector", "default_detectors"]
+
+
+class Cause(StrEnum):
+    """What would have to be changed; the fixed vocabulary of alerts, and of the benchmark that judges them."""
+
+    LR_TOO_HIGH = "lr too high"
+    LR_TOO_LOW = "lr too low"
+    WARMUP_MISSING = "warm-up missing"
+    NOISE_PLATEAU = "plateau from noise"
+    GROUP_LR = "wrong lr of a group"
+    GROUP_WEIGHT_DECAY = "wrong weight decay of a group"
+    BETA2_TOO_SMALL = "beta2 too small"
+    STALE_SECOND_MOMENT = "stale second moment"
+    EPS_TOO_LARGE = "adam eps too large"
+    CLIP_TOO_LOW = "clipping too low"
+    VANISHING = "vanishing gradients"
+    EXPLODING = "exploding gradients"
+    DEAD_UNITS = "dead units"
+    ATTENTION_LOGITS = "attention logits grow"
+    OUTPUT_LOGITS = "output logits drift"
+    NON_FINITE = "not finite"
+    FROZEN = "frozen parameters"
+    DISCONNECTED = "disconnected parameters"
+    BAD_BATCH = "bad batches"
+    DATA_ORDER = "data order"
+    WRONG_LABELS = "labels do not belong to inputs"
+    ACCUMULATED_GRADIENTS = "gradients not cleared"
+    WRONG_LOSS = "wrong loss"
+    LOSS_SCALE = "wrong scale of the loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +46,21 @@ class Alert:
     """Something is wrong with training.
 
     Args:
-        kind: ``"non-finite"`` or ``"diverging"``.
+        kind: What was seen, such as ``"non-finite"``, ``"diverging"`` or ``"loss-spike"``: a symptom.
         severity: ``"critical"``, or ``"warning"``.
         step: Where it was seen.
         text: What.
         advice: What to do.
         evidence: The numbers behind it, by column.
+        causes: Mechanisms that fit, the likeliest first; none where nothing but the symptom was seen.
+        where: Parameters or layers at fault; none for the whole model.
+        since: The first step that shows it; None where that is `step`.
+        recommender: What measures a better value, such as ``"dyntune.suggest_lr"``; empty where nothing does.
+
+    Example:
+        >>> alert = Alert(kind="stuck", severity="warning", step=9, text="no.", advice="", causes=(Cause.LR_TOO_LOW,))
+        >>> alert.cause
+        <Cause.LR_TOO_LOW: 'lr too low'>
     """
 
     kind: str
@@ -32,6 +69,15 @@ class Alert:
     text: str
     advice: str
     evidence: Mapping[str, float | str | None] = field(default_factory=dict)
+    causes: tuple[Cause, ...] = ()
+    where: tuple[str, ...] = ()
+    since: int | None = None
+    recommender: str = ""
+
+    @property
+    def cause(self) -> Cause | None:
+        """The likeliest one."""
+        return self.causes[0] if self.causes else None
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.severity}: {self.text} {self.advice}"
@@ -48,74 +94,8 @@ class Detector(Protocol):
         """Rows that are new: a sequence of :class:`~dyntune.monitor.rows.Row`, and columns by ``rows.column(name)``."""
 
 
-class NonFinite:
-    """A loss or a gradient that is NaN or infinite; said once, and again after it was finite in between.
-
-    Example:
-        >>> from dyntune.monitor.rows import Row
-        >>> rows = Rows.of([Row(step=7, values={"train/loss": float("nan")})])
-        >>> [a.text for a in NonFinite().update(rows)]
-        ['the loss is nan.']
-    """
-
-    NAMES: Mapping[str, str] = {"train/loss": "loss", "grad/norm": "length of the gradient"}
-
-    def __init__(self) -> None:
-        self._bad: set[str] = set()
-
-    def update(self, rows: Rows) -> Iterable[Alert]:
-        """See :class:`Detector`."""
-        if self._bad or not all(map(rows.all_finite, self.NAMES)):
-            for row in rows:
-                yield from self._row(row.step, row.values)
-
-    def _row(self, step: int, values: Mapping[str, float | None]) -> Iterable[Alert]:
-        for name, said in self.NAMES.items():
-            value = values.get(name)
-            if value is None:
-                continue
-            if math.isfinite(value):
-                self._bad.discard(name)
-            elif name not in self._bad:
-                self._bad.add(name)
-                yield Alert(
-                    kind="non-finite",
-                    severity="critical",
-                    step=step,
-                    text=f"the {said} is {value}.",
-                    advice="Go back to a checkpoint from before, lower the learning rate, and look at the data there.",
-                    evidence={name: value},
-                )
-
-
-class Diverging:
-    """A burst that was classified as diverging; said once for as long as it lasts."""
-
-    def __init__(self) -> None:
-        self._on = False
-
-    def update(self, rows: Rows) -> Iterable[Alert]:
-        """See :class:`Detector`."""
-        if "regime" in rows.label_names:
-            for row in rows:
-                if "regime" in row.labels:
-                    yield from self._row(row.step, row.values, row.labels)
-
-    def _row(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> Iterable[Alert]:
-        on = labels["regime"] == Regime.DIVERGING.name.lower()
-        if on and not self._on:
-            names = ("grad/autocorr_lag1", "grad/autocorr_lag2", "grad/amplitude", "stability/step_curvature")
-            yield Alert(
-                kind="diverging",
-                severity="critical",
-                step=step,
-                text=f"training is diverging: {labels.get('regime_reason', '')}.",
-                advice="Go back to a checkpoint and lower the learning rate.",
-                evidence={name: values[name] for name in names if name in values},
-            )
-        self._on = on
-
-
 def default_detectors() -> tuple[Detector, ...]:
-    """Those of ``detectors="default"``: none has a threshold whose false-alarm rate would have to be measured."""
-    return (NonFinite(), Diverging())
+    """Those of ``detectors="default"``; see :func:`dyntune.detect.default_detectors`."""
+    from dyntune.detect import default_detectors as found  # detectors stand above the records that they look at
+
+    return found()

@@ -24,6 +24,8 @@ class Unlimited(Budget):
 
     def in_turn(self, shares: Mapping[str, float]) -> list[str]:
         self.turn = getattr(self, "turn", -1) + 1
+        if not shares:
+            return []
         kinds = list(shares)
         return kinds[self.turn % len(kinds) :] + kinds[: self.turn % len(kinds)]
 
