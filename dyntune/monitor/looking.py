@@ -53,7 +53,7 @@ class Looking:
         self._norms = NormCadence()
         self._burst: Burst | None = None
         self._look: TensorLook | None = None
-        self._kind: str | None = None  # what the next steps are looked at for; None: nothing but their length
+        self.kind: str | None = None  # what the next steps are looked at for; None: nothing but their length
         self._began = 0.0  # spent on that kind before this one
 
     @property
@@ -63,11 +63,6 @@ class Looking:
             return ()
         return tuple(kind for kind in ("burst", "tensors") if self._session.breaker.closed(kind))
 
-    @property
-    def kind(self) -> str | None:
-        """What is under way."""
-        return self._kind
-
     def begin(self, kind: str) -> None:
         """Look at the next step, or the next few."""
         session = self._session
@@ -76,23 +71,23 @@ class Looking:
             if self._measuring.refusal() is None:
                 session.guarded("curvature", self._measuring.prepare)
             self._burst = Burst(self.bursts, session.names, self._measuring.curves)
-        self._kind = kind
+        self.kind = kind
 
     def drop(self) -> None:
         """Do not go on with what is under way."""
-        self._burst = self._look = self._kind = None
+        self._burst = self._look = self.kind = None
 
     def failed(self) -> None:
         """What is under way has failed: that was one, too, and is not begun again at once."""
-        if self._kind is not None:
-            self._session.budget.cost(self._kind, self._session.budget.kinds[self._kind] - self._began)
+        if self.kind is not None:
+            self._session.budget.cost(self.kind, self._session.budget.kinds[self.kind] - self._began)
         self.drop()
 
     def before(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         """Gradients are there, the step is not made."""
-        if self._kind is None:
+        if self.kind is None:
             self._norms.before(optimizer, step)
-        elif self._kind == "tensors":
+        elif self.kind == "tensors":
             found = read_gradients(optimizer, self._session.names)
             if not found.tensors:
                 raise InvalidArgumentError("no parameter of the optimizer has a gradient: step() without backward()?")
@@ -107,10 +102,10 @@ class Looking:
             with self._session.probe():
                 self._burst.after(optimizer)
             if self._burst.done:
-                burst, self._burst, self._kind = self._burst, None, None
+                burst, self._burst, self.kind = self._burst, None, None
                 self._burst_ends(optimizer, burst)
         elif self._look is not None:
-            look, self._look, self._kind = self._look, None, None
+            look, self._look, self.kind = self._look, None, None
             began = perf_counter()
             look.end()
             self._ends("tensors", dict(look.values()), {}, began)

@@ -67,19 +67,14 @@ class _Texts(Generic[Texts]):
         self.distinct: list[Texts | dict[str, Any]] = [{}]
         self._known: dict[Any, int] = {(): 0}
 
-    def append(self, texts: Texts) -> None:
+    def code(self, texts: Texts) -> int:
+        """What stands for these texts; the row is not added."""
         if not texts:
-            self.codes.append(0)
-            return
-        key = tuple(texts.items())
-        code = self._known.setdefault(key, len(self.distinct))
+            return 0
+        code = self._known.setdefault(tuple(texts.items()), len(self.distinct))
         if code == len(self.distinct):
             self.distinct.append(dict(texts))
-        self.codes.append(code)
-
-    def skip(self, count: int) -> None:
-        """So many rows without texts."""
-        self.codes.extend([0] * count)
+        return code
 
 
 class Table:
@@ -107,9 +102,10 @@ class Table:
     ) -> None:
         """Add a row."""
         row = len(self.steps)
+        codes = self.status.code(status), self.labels.code(labels)
         self.steps.append(step)
-        self.status.append(status)
-        self.labels.append(labels)
+        self.status.codes.append(codes[0])
+        self.labels.codes.append(codes[1])
         for name, value in values.items():
             column = self.columns.get(name)
             if column is None:
@@ -132,15 +128,13 @@ class Table:
                 rows have it, ``{"at": [0, 2, ...], "values": [...]}``.
         """
         row = len(self.steps)
-        self.steps.extend(range(first, first + count))
-        self.status.skip(count)
-        self.labels.skip(count)
+        ready = []  # all that can fail comes first: rows are added whole or not at all
         for name, item in values.items():
             column = self.columns.get(name)
             if column is None:
                 column = self.columns[name] = _Column()
             at: Iterable[int] = range(row, row + count)
-            numbers = item
+            numbers, refused = item, []
             if isinstance(item, dict):
                 at, numbers = [row + place for place in item["at"]], item["values"]
             elif not isinstance(item, list):
@@ -148,10 +142,16 @@ class Table:
             try:
                 found = array("d", numbers)
             except (TypeError, OverflowError):  # a None, or an integer beyond the range
-                column.none.extend(place for place, number in zip(at, numbers, strict=True) if number is None)
+                refused = [place for place, number in zip(at, numbers, strict=True) if number is None]
                 found = array("d", map(as_number, numbers))
+            ready.append((column, at, found, refused))
+        self.steps.extend(range(first, first + count))
+        self.status.codes.extend([0] * count)
+        self.labels.codes.extend([0] * count)
+        for column, at, found, refused in ready:
             column.at.extend(at)
             column.values.extend(found)
+            column.none.extend(refused)
 
     def rows(self, start: int = 0, names: Iterable[str] | None = None) -> Rows:
         """All of it as it is now; later rows do not change what was returned.
