@@ -121,7 +121,7 @@ class Budget:
         self._hooks += seconds
 
     def cost(self, kind: str, seconds: float) -> None:
-        """One whole measurement took so long (which is booked already); after the first, the next is taken as cheaper."""
+        """One whole measurement took so long (booked already); after the first, the next is expected to take less."""
         self.costs[kind] = seconds
         if not self._first.get(kind):
             self._first[kind] = seconds

@@ -307,9 +307,9 @@ class Monitor:
         if self._closed:
             return
         self._detach()
-        self._looking.drop()
         session = self._session
         try:
+            session.guarded("log", self._looking.drop)
             session.guarded("log", self._flush_all)
             session.guarded("log", self._summary)
         finally:
