@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-NAMES = ("index", "obstacles", "learning-rate", "monitor")
+NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms")
 PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
@@ -501,6 +501,123 @@ def signals(result: Record) -> str:
     return "\n\n".join([_table(header, rows), _table(head, sketched), _origin(result["provenance"])])
 
 
+def _alarm_share(found: Record | None) -> str:
+    """A share of runs with its interval over cells."""
+    if found is None:
+        return ""
+    low, high = (100 * found[f"cell_{end}"] for end in ("low", "high"))
+    return f"{found['count']}/{found['of']}, {100 * found['rate']:.0f}% ({low:.0f} to {high:.0f})"
+
+
+def _alarm_rate(found: Record | None) -> str:
+    """False alarms per 100,000 steps with the exact interval."""
+    if found is None:
+        return ""
+    return f"{found['count']}; {_digits(found['rate'])} ({_digits(found['low'])} to {_digits(found['high'])})"
+
+
+def _alarm_lead(found: Record | None) -> str:
+    if found is None:
+        return ""
+    return f"{round(found['median'])} ({round(found['cell_low'])} to {round(found['cell_high'])})"
+
+
+def _alarm_name(row: Record) -> str:
+    return f"**dyntune**, {row['severity']}" if row["detector"] == "dyntune" else row["detector"]
+
+
+def alarms(result: Record) -> str:
+    """Every detector as published: what it finds, and how often it finds something where nothing is."""
+    shown = [row for row in result["points"] if row["default"] or row.get("budget_of_warning")]
+    rows = [
+        [
+            _alarm_name(row),
+            *(_alarm_share(row["detection"][level]) for level in ("severe", "medium", "mild")),
+            _alarm_lead(row["lead"]["sudden"]) if "lead" in row else "",
+            _alarm_rate(row["healthy"]),
+            "" if row["healthy"] is None else _digits(row["healthy"]["upper"]),
+            f"{'no' if row['twins'] is None else row['twins']['count']}; {row['before_onset']}",
+        ]
+        for row in shown
+    ]
+    header = [
+        "detector",
+        "severe faults",
+        "medium",
+        "mild",
+        "lead time, steps",
+        "false alarms; per 100,000 healthy steps",
+        "95% upper limit",
+        "others: in twins; before onsets",
+    ]
+    curves = [
+        f"![Share of {level} faults found against false alarms, every detector.](../_static/alarms-{level}.svg)"
+        for level in ("severe", "medium")
+    ]
+    parts = [_alarms_complete(result), _table(header, rows), *curves, *_alarms_ahead(result)]
+    parts += [_alarms_causes(shown), _alarms_families(result)]
+    return "\n\n".join([*parts, _alarms_sources(result), _origin(result["provenance"])])
+
+
+def _alarms_complete(result: Record) -> str:
+    found = [
+        f"{row['judged']:,} of {row['defined']:,} {name} ({row['steps']:,} steps)"
+        for name, row in result["complete"].items()
+    ]
+    left_out = result["not_healthy"]
+    tail = f" Left out, since they were not healthy: {', '.join(left_out)}." if left_out else ""
+    return f"The {result['half']} half: {'; '.join(found)}.{tail}"
+
+
+def _alarms_ahead(result: Record) -> Iterable[str]:
+    """Paired differences at the same false alarms."""
+    levels = [level for level in ("severe", "medium") if any(row["detection"][level] for row in result["points"])]
+    for severity, ours in result["ours"].items():
+        rows = []
+        for name in result["sources"]:
+            cells = []
+            for level in levels:
+                gain = ours["ahead"].get(name, {}).get(level)
+                if gain is None:
+                    cells += ["no level is as quiet", ""]
+                    continue
+                low, high = (100 * gain[f"cell_{end}"] for end in ("low", "high"))
+                cells.append(f"{100 * gain['detection']:.0f}%")
+                cells.append(f"{100 * gain['gain']:+.0f} ({low:+.0f} to {high:+.0f})")
+            rows.append([name, *cells])
+        header = [f"at no more false alarms than dyntune, {severity}"]
+        header += [title for level in levels for title in (level, "dyntune's lead, points")]
+        if ours["ahead"]:
+            yield _table(header, rows)
+
+
+def _alarms_causes(shown: list[Record]) -> str:
+    """Of all faults, and of those that were detected; detectors that never name the right one are left out."""
+    columns = [(name, level) for level in ("severe", "medium") for name in ("top_1", "top_3", "top_1_of_detected")]
+    kept = [row for row in shown if any(row[name][level] and row[name][level]["count"] for name, level in columns)]
+    rows = [[_alarm_name(row), *(_alarm_share(row[name][level]) for name, level in columns)] for row in kept]
+    words = ("cause named first", "among three", "first, of those detected")
+    return _table(["detector", *(f"{level}: {word}" for level in ("severe", "medium") for word in words)], rows)
+
+
+def _alarms_families(result: Record) -> str:
+    """Of each generator, what all alarms of dyntune together find."""
+    rows = []
+    for name, row in result["ours"]["warning"]["families"].items():
+        cells = []
+        for level in ("severe", "medium", "mild"):
+            cell = row.get(level)
+            cells.append("" if cell is None else f"{cell['detected']}/{cell['runs']}; {cell['top_1']}, {cell['top_3']}")
+        rows.append([name, *cells])
+    header = ["generator: detected; cause first, among three", "severe", "medium", "mild"]
+    return _table(header, rows)
+
+
+def _alarms_sources(result: Record) -> str:
+    rows = [[name, source, missing] for name, (source, missing) in result["sources"].items()]
+    return _table(["rule", "as described in", "what the record does not allow"], rows)
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -515,6 +632,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "run-log": ("run_log", run_log),
     "tier2": ("tier2", tier2),
     "signals": ("signals", signals),
+    "alarms": ("../faults/results/alarms", alarms),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

@@ -134,8 +134,8 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """What was spent over what training took; NaN before the second step."""
-        return self.spent / self.training if self.training > 0 else math.nan
+        """What was spent over what training took, what the user asked for left out; NaN before the second step."""
+        return (self.spent - self.kinds["measure"]) / self.training if self.training > 0 else math.nan
 
     @property
     def permitted(self) -> float:

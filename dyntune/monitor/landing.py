@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class Landing:
         self.batches: list[Any] = []  # of the present step
         self.microbatches: Sequence[Any] | None = None
         self.skipped = 0.0
+        self.calm, self.uneasy = math.inf, False  # the highest loss that nobody has to look at, whether one was above
         self._watching = self._in_iteration = False
         self._lands_after: bool | None = None  # whether observe() comes after step(); None: not known yet
         self._passes = 0
@@ -60,7 +62,10 @@ class Landing:
             self._passes += 1
         if loss is not None:
             step = self.pending.steps[-1] if after and self.pending.steps else self.open
-            step.add_loss(kept_scalar(loss))
+            value = kept_scalar(loss)
+            step.add_loss(value)
+            if type(value) is float and not value <= self.calm:  # NaN is not
+                self.uneasy = True
         if batch is not None:
             self._remember(batch)
         if microbatches is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -10,6 +11,9 @@ __all__ = ["Losses"]
 
 # Whose median is "the start", and as many that are "now": one spike is neither.
 COUNT = 10
+# Steps that say how high the loss usually is. One that is above all of them, and as far above as the highest is above
+# their median, is worth a look at once.
+USUAL = 64
 
 
 class Losses:
@@ -25,6 +29,8 @@ class Losses:
     def __init__(self) -> None:
         self.start: list[float] = []
         self._recent: deque[float] = deque(maxlen=COUNT)
+        self._usual: deque[float] = deque(maxlen=USUAL)
+        self.calm = math.inf  # a loss up to here waits for its turn
 
     def take(self, losses: Iterable[float]) -> None:
         """More of them, in order."""
@@ -32,6 +38,10 @@ class Losses:
             if len(self.start) < COUNT:
                 self.start.append(loss)
             self._recent.append(loss)
+            self._usual.append(loss)
+        if len(self._usual) == USUAL:
+            finite = [loss for loss in self._usual if math.isfinite(loss)]
+            self.calm = 2 * max(finite) - statistics.median(finite) if finite else math.inf
 
     @property
     def above_start(self) -> bool | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from torch import nn
 
-from dyntune.errors import AmbiguousLossError, DyntuneError, InvalidArgumentError
+from dyntune.errors import AmbiguousLossError, DyntuneError, InvalidArgumentError, NonFiniteError
 from dyntune.monitor.curves import CurvatureProbe
 from dyntune.monitor.inside import EVERY_PASS, InsideProbe, InsideQuantity
 from dyntune.monitor.landing import Landing
@@ -91,8 +91,15 @@ class Measuring:
         try:
             with self._session.probe():
                 self._curvature()
+        except NonFiniteError:
+            self._not_finite("curvature")
         except DyntuneError as error:  # no loss, a model that cannot be differentiated twice: not an accident
             self._do_without("curvature", error)
+
+    def _not_finite(self, part: str) -> None:
+        """Nothing of the monitor's is wrong, and training may go back to where there are numbers."""
+        session = self._session
+        session.recorder.blind(part, "the loss or the weights are not finite", step=session.last)
 
     def _do_without(self, part: str, error: DyntuneError) -> None:
         session = self._session
@@ -122,6 +129,9 @@ class Measuring:
             try:
                 with session.probe():
                     found = self._inside_values(EVERY_PASS)
+            except NonFiniteError:
+                self._not_finite("inside")
+                return
             except DyntuneError as error:
                 self._do_without("inside", error)
                 return
@@ -129,8 +139,12 @@ class Measuring:
             self.prepare()
             if self.curves is None:
                 return
-            with session.probe():
-                found = self.curves.batch_values() if kind == "batch" else self.curves.largest_values()
+            try:
+                with session.probe():
+                    found = self.curves.batch_values() if kind == "batch" else self.curves.largest_values()
+            except NonFiniteError:
+                self._not_finite("curvature")
+                return
         self.count += 1
         for name in ("stability/batch_ratio", "stability/lr_ratio"):
             value = found.get(name)

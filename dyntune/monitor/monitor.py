@@ -48,6 +48,8 @@ FIRST_INTERVAL = 8
 # Of what tier 0 leaves: bursts tell noise, edge and divergence apart; of what runs the model, the eigenvalue costs the
 # most. What cannot be measured leaves its share to the others.
 SHARES = {"burst": 0.4, "tensors": 0.15, "inside": 0.1, "batch": 0.15, "largest": 0.2}
+# Steps between decisions while the loss is unusually high, so that detectors see it at once.
+UNEASY = 4
 # The signal of each kind that is blind to what passes between two measurements.
 SIGNALS = {
     "burst": "bursts",
@@ -177,7 +179,7 @@ class Monitor:
         )
         self._counts_skips = scaler is not None
         self._introduced = self._closed = False
-        self._countdown = 1
+        self._countdown, self._waited = 1, 0  # steps to the next decision, and since the last one
         self._said: set[str] = set()  # kinds of which it is known whether they are rare
         self._since = perf_counter()
         self._detach: Callable[[], None] = attach(self.optimizer, self)
@@ -363,7 +365,8 @@ class Monitor:
                 if kind is not None:
                     session.timed(kind, partial(self._looking.after, optimizer))
                 self._countdown -= 1
-                if self._countdown <= 0:
+                self._waited += 1
+                if self._countdown <= 0 or (self._landing.uneasy and self._waited >= UNEASY):
                     self._decide()
             finally:
                 if timed:
@@ -397,6 +400,7 @@ class Monitor:
     def _decide(self) -> None:
         """Write what waits, and begin what fits; of several, what has had the least of its share."""
         session, budget = self._session, self._session.budget
+        self._waited, self._landing.uneasy = 0, False
         session.guarded("log", self._flush)
         kinds = self._looking.kinds + self._measuring.kinds
         first = any(kind not in budget.costs for kind in kinds)
@@ -432,6 +436,7 @@ class Monitor:
             at, numbers = block.columns.pop("skipped")
             block.columns["train/skipped"] = at, self._landing.total_skipped(numbers)
         self._losses.take(block.columns.get("train/loss", ((), ()))[1])
+        self._landing.calm = self._losses.calm
         self._session.recorder.rows(block.first, block.count, block.values())
 
     def _flush_all(self) -> None:

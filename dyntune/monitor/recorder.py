@@ -111,7 +111,20 @@ class Recorder:
     def alert(self, alert: Alert) -> None:
         """Raise an alert."""
         self.alerts.append(alert)
-        about = {"kind": alert.kind, "severity": alert.severity, "text": alert.text, "advice": alert.advice}
+        about: dict[str, Any] = {
+            "kind": alert.kind,
+            "severity": alert.severity,
+            "text": alert.text,
+            "advice": alert.advice,
+        }
+        if alert.causes:
+            about["causes"] = [cause.value for cause in alert.causes]
+        if alert.where:
+            about["where"] = list(alert.where)
+        if alert.since is not None:
+            about["since"] = alert.since
+        if alert.recommender:
+            about["recommender"] = alert.recommender
         self.event("alert", step=alert.step, **about, evidence=dict(alert.evidence))
 
     def close(self, step: int) -> None:
@@ -137,4 +150,4 @@ class Recorder:
                 found += detector.update(rows)
             except Exception as error:
                 self._failed("detectors", error)
-        return found
+        return sorted(found, key=lambda alert: alert.step)

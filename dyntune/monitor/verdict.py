@@ -28,6 +28,8 @@ __all__ = ["State", "Verdict", "verdict"]
 # the run at either end, and no more than a burst of noise takes.
 MOST_LOSSES = 20
 
+# Kinds of alerts that say so: the gradient flips and grows, or the loss has outgrown its start or what was reached.
+_DIVERGENCE = ("diverging", "diverged", "loss-rose")
 _BELOW = (Regime.SMOOTH, Regime.STATIONARY_NOISE, Regime.DAMPED)
 
 
@@ -89,10 +91,10 @@ def verdict(run: Run) -> Verdict:
 
     A loss that is not finite to the end is divergence (a gradient norm, where no loss was recorded). Else the latest
     regime that bursts of gradients established decides (:func:`dyntune.dynamics.edge.classify`), unless an alert of
-    divergence came after it; else the stability ratio: below the edge, less 1.3%, training is stable; at the edge or
-    above it, with a loss that is not above its start, it is *at the edge*, where the best learning rates train. A ratio
-    alone is never called divergence. Where more steps came after the evidence than before it, training stays
-    undetermined.
+    divergence came after it; else the stability ratio: below the edge, less 1.3%, with a loss that is not above its
+    start, training is stable; at the edge or above it, with such a loss, it is *at the edge*, where the best learning
+    rates train. A ratio alone is never called divergence. Where more steps came after the evidence than before it,
+    training stays undetermined.
 
     Args:
         run: Any run; columns may be missing.
@@ -181,7 +183,7 @@ def _alert(run: Run, *, since: int) -> Verdict | None:
     if not critical or critical[-1].attempt < run.attempts - 1:
         return None
     last = critical[-1]
-    if last.detail.get("kind") != "diverging" or last.step is None or last.step < since:
+    if last.detail.get("kind") not in _DIVERGENCE or last.step is None or last.step < since:
         return None
     text = _sentence(str(last.detail.get("text", "an alert without words")))
     return Verdict(
@@ -212,7 +214,7 @@ def _broken(run: Run, loss: _Loss, step: int) -> Verdict:
 
 def _onset(run: Run, until: int) -> int | None:
     """The step at which the latest stretch of diverging bursts, or of alerts of it, began."""
-    starts = [e.step for e in run.events if e.name == "alert" and e.detail.get("kind") == "diverging"]
+    starts = [e.step for e in run.events if e.name == "alert" and e.detail.get("kind") in _DIVERGENCE]
     found = min((step for step in starts if step is not None and step <= until), default=None)
     for step, name, _ in reversed(_bursts(run)):
         if step > until:
@@ -261,6 +263,14 @@ def _by_ratio(run: Run, ratio: Ratio | None, loss: _Loss, reason: str) -> Verdic
     evidence += [_sentence(str(loss))]
     value, high = float(ratio.values[ratio.last]), float(ratio.high[ratio.last])
     upper = high if math.isfinite(high) else value
+    if upper < EDGE_SHARE and loss.above_start:
+        return Verdict(
+            state=State.UNDETERMINED,
+            sentence=f"Undetermined: {words}, and yet {loss}.",
+            evidence=tuple(evidence),
+            advice=("Something other than the stability limit raises the loss: look at the alerts and at the data.",),
+            step=step,
+        )
     if upper < EDGE_SHARE:
         return Verdict(
             state=State.STABLE,

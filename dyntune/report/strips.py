@@ -1,4 +1,4 @@
-"""A signal of every tensor as rows of coloured cells over the steps, the most remarkable first."""
+"""A signal of every tensor or layer as rows of coloured cells over the steps, the most remarkable first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyntune.monitor.run import Run
 from dyntune.plots.style import number
 from dyntune.report.axis import Axis
 
-__all__ = ["LEVELS", "Strip", "Strips", "tensor_strips"]
+__all__ = ["LEVELS", "PREFIXES", "Strip", "Strips", "tensor_strips"]
 
 COLUMNS = 120  # cells of a row
 SHOWN = 20  # rows; the others are counted, and in the log
@@ -22,11 +22,12 @@ MOST_NAME = 90  # characters
 LEVELS = 6  # shades: neighbours can be told apart on light and dark pages
 # Of all values: what lies outside shares the outermost shades, so that one outlier does not leave the rest pale.
 SPREAD = (0.02, 0.98)
+FAR_APART = 2  # times the median distance: farther, nothing was measured, and nothing is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """One tensor.
+    """One tensor, or one layer.
 
     Args:
         tensor: Its name.
@@ -45,17 +46,19 @@ class Strip:
 
 @dataclass(frozen=True, kw_only=True)
 class Strips:
-    """One signal of all tensors.
+    """One signal of all tensors, or layers.
 
     Args:
         title: The signal.
+        of: What the rows are: ``"tensor"``, ``"layer"``, ``"layer or head"``.
         note: How to read it, and what comes first.
         strips: Worst first.
-        more: How many tensors are not shown.
+        more: How many are not shown.
         scale: Value at which each shade begins.
     """
 
     title: str
+    of: str
     note: str
     strips: tuple[Strip, ...]
     more: int
@@ -69,6 +72,7 @@ class _Signal:
     note: str
     score: Callable[[Array], float]  # of finite values: larger is more remarkable
     worst: Callable[[Array], int]  # which of them
+    of: str = "tensor"
 
 
 def _from_usual(values: Array) -> Array:
@@ -82,14 +86,30 @@ def _drift(values: Array) -> Array:
     return change
 
 
+def _largest_drift(values: Array) -> float:
+    return float(_drift(values).max())
+
+
+def _at_drift(values: Array) -> int:
+    return int(_drift(values).argmax())
+
+
+def _largest(values: Array) -> float:
+    return float(values.max())
+
+
+def _at_largest(values: Array) -> int:
+    return int(values.argmax())
+
+
 _SIGNALS = (
     _Signal(
         "adam/staleness/",
         "Staleness of the second moment",
         "Near 1 while Adam's second moment describes the gradient; far above, the gradient has outgrown it and steps "
         "are too long. Largest first.",
-        lambda v: float(v.max()),
-        lambda v: int(v.argmax()),
+        _largest,
+        _at_largest,
     ),
     _Signal(
         "update/ratio/",
@@ -104,28 +124,80 @@ _SIGNALS = (
         "Share of entries below Adam's eps",
         "Where it is large, eps and not the second moment sets the step, and the optimizer is not adaptive there. "
         "Largest first.",
-        lambda v: float(v.max()),
-        lambda v: int(v.argmax()),
+        _largest,
+        _at_largest,
     ),
     _Signal(
         "grad/log_rms/",
         "Gradient: logarithm of the root mean square",
-        "A fall of 2.3 is a gradient ten times smaller. Largest change since the first burst first.",
-        lambda v: float(_drift(v).max()),
-        lambda v: int(_drift(v).argmax()),
+        "A fall of 2.3 is a gradient ten times smaller. Largest change since the first value first.",
+        _largest_drift,
+        _at_drift,
     ),
     _Signal(
         "curvature/block/",
         "Largest eigenvalue of each tensor's block",
         "Sharpest first.",
-        lambda v: float(v.max()),
-        lambda v: int(v.argmax()),
+        _largest,
+        _at_largest,
+    ),
+    _Signal(
+        "activation/log_rms/",
+        "Activations: logarithm of the root mean square",
+        "A rise of 2.3 is activations ten times larger. Largest change since the first value first.",
+        _largest_drift,
+        _at_drift,
+        "layer",
+    ),
+    _Signal(
+        "units/dead/",
+        "Share of dead units",
+        "Units into which nothing above zero goes, and out of which next to nothing comes. Largest first.",
+        _largest,
+        _at_largest,
+        "layer",
+    ),
+    _Signal(
+        "units/saturated/",
+        "Share of saturated activations",
+        "Of a tanh or sigmoid where it is flat, so that hardly any gradient passes. Largest first.",
+        _largest,
+        _at_largest,
+        "layer",
+    ),
+    _Signal(
+        "attention/max_logit/",
+        "Largest attention logit",
+        "QK-Clip acts at 100; growth together with a fall of the entropy precedes divergence. Largest first.",
+        _largest,
+        _at_largest,
+        "layer",
+    ),
+    _Signal(
+        "attention/entropy/",
+        "Relative entropy of attention",
+        "1: every key counts alike; near 0: each query looks at one. Low values can be healthy, a fall together with "
+        "growing logits is not. Lowest first.",
+        lambda v: -float(v.min()),
+        lambda v: int(v.argmin()),
+        "layer or head",
+    ),
+    _Signal(
+        "alignment/",
+        "Spectral alignment",
+        "Share of inputs on one side of the direction that the weights amplify most: 0.5 on both alike, 1 all on one, "
+        "and every step grows the matrix. Largest first.",
+        _largest,
+        _at_largest,
     ),
 )
 
 
+PREFIXES = tuple(signal.prefix for signal in _SIGNALS)  # of columns that are drawn so
+
+
 def tensor_strips(run: Run, steps: Axis) -> tuple[Strips, ...]:
-    """The signals that the run holds by tensor.
+    """The signals that the run holds by tensor or layer.
 
     Args:
         run: Any run.
@@ -151,6 +223,7 @@ def _strips(run: Run, signal: _Signal, names: list[str], steps: Axis) -> Strips:
     bounds = _bounds(run, shown)
     return Strips(
         title=signal.title,
+        of=signal.of,
         note=signal.note,
         strips=tuple(_strip(run, signal, name, steps, bounds) for name in shown),
         more=len(names) - len(shown),
@@ -178,8 +251,8 @@ def _strip(run: Run, signal: _Signal, name: str, steps: Axis, bounds: Array) -> 
     shades: list[list[tuple[int, int]]] = [[] for _ in range(LEVELS)]
     broken: list[tuple[int, int]] = []
     starts = np.flatnonzero(np.diff(cells, prepend=-1))
-    width = _cell_width(cells[starts])
-    for a, b in zip(starts.tolist(), [*starts[1:].tolist(), at.size], strict=True):
+    widths = _cell_widths(cells[starts])
+    for a, b, width in zip(starts.tolist(), [*starts[1:].tolist(), at.size], widths.tolist(), strict=True):
         within = values[a:b][np.isfinite(values[a:b])]
         where = broken
         if within.size:
@@ -205,9 +278,12 @@ def _short(name: str) -> str:
     return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME // 2]}…{name[-MOST_NAME // 2 :]}"
 
 
-def _cell_width(cells: NDArray[np.int64]) -> int:
-    """Bursts lie apart: a cell reaches to the next one, as far as that is the usual distance."""
-    return int(np.median(np.diff(cells))) if cells.size > 1 else max(1, COLUMNS // 40)
+def _cell_widths(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Measurements lie apart: a cell reaches to the next one, where that is not far beyond the usual distance."""
+    apart = np.diff(cells, append=COLUMNS)
+    usual = FAR_APART * int(np.median(apart[:-1])) if cells.size > 1 else max(1, COLUMNS // 40)
+    widths: NDArray[np.int64] = np.minimum(apart, usual)
+    return widths
 
 
 def _cells(cells: list[tuple[int, int]]) -> str:

@@ -179,3 +179,17 @@ def test_a_ratio_of_long_ago_does_not_count_beside_a_new_one():
 def test_a_limit_that_is_not_positive_gives_no_ratio():
     (ratio,) = stability_ratios(run({"lambda_max": 3.0, "lambda_max.limit": 0.0}))
     assert ratio.last is None
+
+
+@pytest.mark.parametrize("kind", ["diverging", "diverged", "loss-rose"])
+def test_a_critical_alert_of_divergence_is_the_verdict(kind):
+    values = [{"train/loss": 2.0 - 0.1 * i, "stability/lr_ratio": 0.5} for i in range(10)]
+    assert verdict(run(*values, events=(diverging_at(8, kind=kind),))).state is State.DIVERGING
+    assert verdict(run(*values, events=(diverging_at(8, kind="loss-spike"),))).state is State.STABLE
+
+
+def test_below_the_edge_with_a_loss_above_its_start_is_not_called_stable():
+    values = [*losses(*[2.0] * 20), *losses(*[320.0] * 20), {"stability/lr_ratio": 0.78}]
+    found = verdict(run(*values))
+    assert found.state is State.UNDETERMINED
+    assert "above its start" in found.sentence

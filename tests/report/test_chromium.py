@@ -187,6 +187,25 @@ def test_the_page_fits_and_its_text_can_be_read(browser, tmp_path, width, dark):
     assert_quiet(browser)
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_no_table_is_wider_than_a_phone(browser, tmp_path, width):
+    layers = ("attention/entropy/blocks.0", "units/dead/mlp.1", "activation/log_rms/head")
+    plain = monitored("diverging", steps=100)
+    more = [Row(step=i, values=dict.fromkeys((*layers, "logits/log_z"), 1 / (1 + i))) for i in range(9)]
+    run = Run(rows=[*plain.rows, *more], events=plain.events, provenance=plain.provenance)
+    browser.open(write(run_page(run), tmp_path / "page.html"), width=width)
+    browser.value("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    tables = browser.value(
+        "[...document.querySelectorAll('table')].map(t => [t.caption.textContent, t.getBoundingClientRect().right])"
+    )
+    assert "Columns that are not drawn" in [caption for caption, _ in tables]
+    assert "Relative entropy of attention by layer or head" in [caption for caption, _ in tables]
+    assert [caption for caption, right in tables if right > width] == []
+    cell = "document.querySelector('.wide td:nth-child(4)')"
+    assert browser.value(f"getComputedStyle({cell}, '::before').content") == '"lowest"'
+    assert_quiet(browser)
+
+
 # The least contrast between any text and the page behind it (WCAG 2.2, relative luminance).
 CONTRAST = """(() => {
   const luminance = (color) => {
@@ -245,6 +264,8 @@ def test_it_prints_on_white_whatever_the_screen(browser, edge):
         "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
     )
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    closed = "[...document.querySelectorAll('details:not([open]), .hit')].map(e => getComputedStyle(e).display)"
+    assert set(browser.value(closed)) == {"none"}
     browser.call("Emulation.setEmulatedMedia", media="")
     assert_quiet(browser)
 

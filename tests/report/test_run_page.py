@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -96,6 +97,24 @@ def test_alerts_have_evidence_and_advice_and_alike_ones_are_counted():
     assert run_page(monitored("edge")).quiet == "No alert was raised."
 
 
+def test_what_an_alert_knows_of_its_cause_is_told():
+    detail = {
+        "kind": "loss-level",
+        "text": "no",
+        "advice": "Lower it.",
+        "causes": ["lr too high", "bad batches"],
+        "where": ["a.weight"],
+        "since": 7,
+        "recommender": "dyntune.suggest_lr",
+    }
+    (alert,) = run_page(Run(rows=(), events=(Event(name="alert", step=9, detail=detail),))).alerts
+    assert alert.evidence == ("likely cause: lr too high; bad batches", "where: a.weight", "since step: 7")
+    assert alert.advice == "Lower it. dyntune.suggest_lr measures a better value."
+    for odd in ({}, "x", 3, [None, {"a": 1}], None, 0):
+        more = dict.fromkeys(("causes", "where", "since", "recommender"), odd)
+        render(run_page(Run(rows=(), events=(Event(name="alert", step=9, detail=more),))))
+
+
 def test_more_alerts_than_can_be_read_are_counted():
     events = tuple(Event(name="alert", step=i, detail={"kind": str(i)}) for i in range(50))
     page = run_page(Run(rows=[Row(step=0, values={"train/loss": 1.0})], events=events))
@@ -151,6 +170,51 @@ def test_tensors_come_worst_first():
     assert worst == sorted(worst, reverse=True)
     assert {strip.tensor for strip in staleness.strips} == set(NAMES)
     assert all(any(strip.shades) for strip in staleness.strips)
+
+
+def inside(values: dict[str, tuple[float, ...]]) -> Run:
+    """One row each ten steps."""
+    count = max(map(len, values.values()))
+    return Run(rows=[Row(step=10 * i, values={k: v[i] for k, v in values.items() if i < len(v)}) for i in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "series", "order", "worst"),
+    [
+        ("activation/log_rms/", {"a": (1.0, 1.2), "b": (-3.0, -9.0)}, ["b", "a"], "-9 (step 10)"),
+        ("units/dead/", {"a": (0.1, 0.0), "b": (0.0, 0.4)}, ["b", "a"], "0.4 (step 10)"),
+        ("units/saturated/", {"a": (0.9, 0.0), "b": (0.0, 0.4)}, ["a", "b"], "0.9 (step 0)"),
+        ("attention/max_logit/", {"a": (3.0, 4.0), "b": (80.0, 7.0)}, ["b", "a"], "80 (step 0)"),
+        ("attention/entropy/", {"a": (0.9, 0.2), "a/0": (0.8, 0.1)}, ["a/0", "a"], "0.1 (step 10)"),
+        ("alignment/", {"a.weight": (0.6, 0.5), "b.weight": (0.5, 0.99)}, ["b.weight", "a.weight"], "0.99 (step 10)"),
+    ],
+)
+def test_the_inside_of_the_network_is_shown_layer_by_layer(prefix, series, order, worst):
+    run = inside({f"{prefix}{name}": values for name, values in series.items()} | {"attention/max_logit": (80.0, 7.0)})
+    page = run_page(run)
+    (signal,) = page.strips
+    assert [strip.tensor for strip in signal.strips] == order
+    assert signal.strips[0].worst == worst
+    assert [row[0] for row in page.others.rows] == ["attention/max_logit"]
+    assert f"{signal.title} by {signal.of}" in Reading(render(page)).text
+
+
+def boxes(path: str) -> list[tuple[float, float]]:
+    """Begin and end of each cell of a path."""
+    return sorted((float(x), float(x) + float(w)) for x, w in re.findall(r"M([\d.]+) 0h([\d.]+)", path))
+
+
+def test_cells_of_irregular_measurements_neither_overlap_nor_bridge_what_was_not_measured():
+    steps = (0, 30, 60, 65, 90, 120, 400, 430, 600)
+    run = Run(rows=[Row(step=s, values={"grad/log_rms/a": -float(i)}) for i, s in enumerate(steps)])
+    (strip,) = run_page(run).strips[0].strips
+    cells = sorted(box for path in strip.shades for box in boxes(path))
+    assert len(cells) == len(steps)
+    round_off = 0.1  # paths have four digits, of up to 1000
+    apart = [b[0] - a[1] for a, b in itertools.pairwise(cells)]
+    assert min(apart) > -round_off
+    assert [i for i, gap in enumerate(apart) if gap > round_off] == [5, 7]  # after steps 120 and 430
+    assert cells[-1][1] <= 1000 + round_off
 
 
 def test_a_tensor_that_is_not_finite_comes_before_all_others():
