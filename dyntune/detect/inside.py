@@ -1,0 +1,106 @@
+"""Detectors of attention and output logits, and of a second moment that lags behind the gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from dyntune.detect.readings import Reading
+from dyntune.detect.tensors import OnLooks, named
+from dyntune.monitor.alerts import Alert, Cause
+
+__all__ = ["AttentionLogits", "OutputLogits", "Staleness"]
+
+ATTENTION, OUTPUT, STALE = "attention/max_logit", "logits/max_abs", "adam/staleness/"
+
+
+class AttentionLogits(OnLooks):
+    """The largest attention logit is above 100 and has grown threefold, in two looks in a row.
+
+    The limit is that of QK-Clip (Kimi K2; ``qk_clip_threshold`` of Megatron). Logits that are large from the start are
+    no alarm by themselves.
+    """
+
+    LIMIT, GREW = 100.0, 3.0
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        value = reading.single.get(ATTENTION)
+        if value is None:
+            return None
+        first = self._readings.first[ATTENTION].single[ATTENTION]
+        return {ATTENTION: value} if value > max(self.LIMIT, self.GREW * first) else {}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        value, first = found[ATTENTION], self._readings.first[ATTENTION].single[ATTENTION]
+        return Alert(
+            kind="attention-logits",
+            severity="warning",
+            step=step,
+            text=f"the largest attention logit is {value:.3g}, {first:.3g} at first: heads look at one key only.",
+            advice="Normalise queries and keys (QK-norm), clip them, or lower the learning rate.",
+            evidence={ATTENTION: value, "first": first},
+            causes=(Cause.ATTENTION_LOGITS, Cause.LR_TOO_HIGH),
+            recommender="dyntune.suggest_heads",
+        )
+
+
+class OutputLogits(OnLooks):
+    """The largest output logit has grown a hundredfold and is above 100, in two looks in a row.
+
+    A classifier that is sure of everything needs 20 or 30 nats: beyond 100 the softmax has underflowed in float32.
+    """
+
+    LIMIT, GREW = 100.0, 100.0
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        value = reading.single.get(OUTPUT)
+        if value is None:
+            return None
+        first = self._readings.first[OUTPUT].single[OUTPUT]
+        return {OUTPUT: value} if value > max(self.LIMIT, self.GREW * first) else {}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        value, first = found[OUTPUT], self._readings.first[OUTPUT].single[OUTPUT]
+        return Alert(
+            kind="output-logits",
+            severity="warning",
+            step=step,
+            text=f"the largest output logit is {value:.3g}, {first:.3g} at first.",
+            advice="Add a z-loss (1e-4 of log Z squared; PaLM) or weight decay on the output layer.",
+            evidence={OUTPUT: value, "first": first},
+            causes=(Cause.OUTPUT_LOGITS, Cause.LR_TOO_HIGH),
+        )
+
+
+class Staleness(OnLooks):
+    """A tensor's gradient is 2.3 times what its second moment expects, in two looks in a row.
+
+    Source: the limit is that of Wortsman et al. (2023), arXiv:2304.13013, section 3.4, where spikes of the loss follow
+    1 to 8 steps later. In a single look noise passes it once in some hundred to a thousand steps, hence two.
+    """
+
+    LIMIT = 2.3
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        ratios = reading.kinds.get(STALE)
+        return None if ratios is None else {n: x for n, x in ratios.items() if math.isfinite(x) and x > self.LIMIT}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`~dyntune.detect.tensors.OnLooks`."""
+        worst = max(found.values())
+        return Alert(
+            kind="stale-second-moment",
+            severity="warning",
+            step=step,
+            text=f"the gradient of {named(found)} is up to {worst:.3g} times what its second moment expects.",
+            advice="Lower beta2, or clip the update by this ratio (StableAdamW).",
+            evidence={f"{STALE}{name}": x for name, x in found.items()},
+            causes=(Cause.STALE_SECOND_MOMENT, Cause.EXPLODING),
+            where=tuple(found),
+            recommender="dyntune.suggest_beta2",
+        )

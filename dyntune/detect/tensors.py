@@ -1,0 +1,270 @@
+"""Detectors of single tensors and layers, by the looks that a monitor takes at them now and then."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+from dyntune.detect.readings import Reading, Readings
+from dyntune.monitor.alerts import Alert, Cause
+from dyntune.monitor.rows import Rows
+
+__all__ = ["DeadUnits", "EpsTooLarge", "Explosion", "Frozen", "GroupRate", "Vanishing"]
+
+TWICE = 2  # looks in a row: one may have met an unusual batch
+RATIO = "update/ratio/"
+GRADIENT = "grad/log_rms/"
+
+
+class OnLooks(ABC):
+    """Asks every look which tensors or layers are at fault; those of several looks in a row are one alarm.
+
+    What was said of a tensor is not said again until a look finds it sound.
+    """
+
+    looks = TWICE
+
+    def __init__(self) -> None:
+        self._readings = Readings()
+        self._seen: dict[str, int] = {}  # looks in a row, by tensor
+        self._said: set[str] = set()
+
+    def update(self, rows: Rows) -> Iterable[Alert]:
+        """See :class:`~dyntune.monitor.alerts.Detector`."""
+        self._readings.take(rows)
+        for reading in self._readings.advance(1 << 62):
+            found = self.at_fault(reading)
+            if found is None:
+                continue
+            self._seen = {name: self._seen.get(name, 0) + 1 for name in found}
+            self._said &= found.keys()
+            new = [name for name, count in self._seen.items() if count >= self.looks and name not in self._said]
+            if new:
+                self._said.update(new)
+                yield self.alert(reading.step, {name: found[name] for name in new})
+
+    @abstractmethod
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """Tensors or layers with what is wrong of each; None where the reading says nothing about them."""
+
+    @abstractmethod
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """Of all tensors that are newly at fault."""
+
+
+def named(names: Iterable[str]) -> str:
+    """A few of them."""
+    every = list(names)
+    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+
+
+class Frozen(OnLooks):
+    """Parameters that do not change while others do, or had a gradient earlier and have none now.
+
+    A change of exactly zero over a step, or no gradient, in two looks in a row. Layers that are frozen on purpose
+    raise it, too, if that happens after a first look.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[str, None] = {}
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        ratios = reading.kinds.get(RATIO)
+        if not ratios or not any(ratio > 0.0 for ratio in ratios.values()):
+            return None
+        self._known |= dict.fromkeys(ratios)
+        return {name: 0.0 for name in self._known if ratios.get(name, 0.0) == 0.0}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        latest = self._readings.of(RATIO)
+        gone = [name for name in found if name not in latest]
+        low = list(self._known)[: len(gone)] == gone and len(gone) > 1
+        causes = (Cause.DISCONNECTED, Cause.FROZEN) if low else (Cause.FROZEN, Cause.DISCONNECTED)
+        why = "has no gradient any more" if gone else "does not change while others do"
+        return Alert(
+            kind="frozen",
+            severity="warning",
+            step=step,
+            text=f"{named(found)} {why}.",
+            advice="If that is not meant: look for requires_grad_(False), detach() or no_grad(), and parameter groups.",
+            evidence={f"{RATIO}{name}": latest.get(name) for name in found},
+            causes=causes,
+            where=tuple(found),
+        )
+
+
+class Vanishing(OnLooks):
+    """Gradients that get lost on the way down: more than 10 nats of RMS (20,000 times) below the last tensor's.
+
+    Source: AutoTrainer's rule (Zhang et al. 2021, ICSE) compares first and last layer at a thousandth *and* an absolute
+    1e-4; a thousandth alone is passed by healthy networks with embeddings.
+    """
+
+    LEAST = -10.0
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        logs = {n: x for n, x in reading.kinds.get(GRADIENT, {}).items() if not math.isnan(x)}
+        last = next(reversed(logs.values()), math.nan)
+        if len(logs) < 2 or not math.isfinite(last):
+            return None
+        return {name: x - last for name, x in logs.items() if x - last < self.LEAST}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        nats = -max(found.values())
+        times = "infinitely many times" if math.isinf(nats) else f"{math.exp(nats):.1g} times or more"
+        return Alert(
+            kind="vanishing",
+            severity="warning",
+            step=step,
+            text=f"the gradient of {named(found)} is {times} smaller than the last tensor's.",
+            advice="Look at initial weights and saturating or dead activations there; add normalisation or skips.",
+            evidence={f"{GRADIENT}{name}": self._readings.of(GRADIENT)[name] for name in found},
+            causes=(Cause.VANISHING, Cause.DEAD_UNITS),
+            where=tuple(found),
+        )
+
+
+class Explosion(OnLooks):
+    """A gradient that has grown by 7 nats (1,000 times) since the tensor's median look, in two looks in a row."""
+
+    GREW = 7.0
+    LEAST = 3  # looks before
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._past: dict[str, list[float]] = {}
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        logs = reading.kinds.get(GRADIENT)
+        if not logs:
+            return None
+        found = {}
+        for name, x in logs.items():
+            past = self._past.setdefault(name, [])
+            if len(past) >= self.LEAST and x - statistics.median(past) > self.GREW:
+                found[name] = x - statistics.median(past)
+            elif math.isfinite(x):
+                past.append(x)
+                del past[:-64]
+        return found
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        return Alert(
+            kind="exploding",
+            severity="warning",
+            step=step,
+            text=f"the gradient of {named(found)} has grown {math.exp(min(found.values())):.1g} times or more.",
+            advice="Clip the gradient, and look at the normalisation and the learning rate of these layers.",
+            evidence={f"{GRADIENT}{name}": self._readings.of(GRADIENT)[name] for name in found},
+            causes=(Cause.EXPLODING, Cause.LR_TOO_HIGH),
+            where=tuple(found),
+        )
+
+
+class DeadUnits(OnLooks):
+    """Layers in which more than 90% of the units answer to no input of a batch, in two looks in a row.
+
+    Source: the share is neuraldbg's; there it counts zeros, half of which a healthy ReLU has, here units that are
+    silent on every input.
+    """
+
+    MOST = 0.9
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        shares = reading.kinds.get("units/dead/")
+        return None if not shares else {layer: share for layer, share in shares.items() if share > self.MOST}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        return Alert(
+            kind="dead-units",
+            severity="warning",
+            step=step,
+            text=f"{min(found.values()):.0%} or more of the units of {named(found)} answer to no input.",
+            advice="Begin again with smaller steps or smaller biases, or use an activation that leaks.",
+            evidence={f"units/dead/{layer}": share for layer, share in found.items()},
+            causes=(Cause.DEAD_UNITS, Cause.LR_TOO_HIGH),
+            where=tuple(found),
+        )
+
+
+class EpsTooLarge(OnLooks):
+    """Adam's eps takes a tenth or more of the divisor of half of a tensor's entries, in half of all tensors.
+
+    Of all tensors together: rows of an embedding that no batch has met have no second moment, and are no fault.
+    """
+
+    MOST = 0.5
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        shares = {n: x for n, x in reading.kinds.get("adam/below_eps/", {}).items() if math.isfinite(x)}
+        if not shares:
+            return None
+        return (
+            {n: x for n, x in shares.items() if x > self.MOST} if statistics.median(shares.values()) > self.MOST else {}
+        )
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        return Alert(
+            kind="eps-too-large",
+            severity="warning",
+            step=step,
+            text=f"eps hides the second moment of {min(found.values()):.0%} or more of the entries of {named(found)}.",
+            advice="Make Adam's eps smaller than the gradients: 1e-8 is the default, 1e-15 does no harm in fp32.",
+            evidence={f"adam/below_eps/{name}": share for name, share in found.items()},
+            causes=(Cause.EPS_TOO_LARGE, Cause.VANISHING),
+            where=tuple(found),
+        )
+
+
+class GroupRate(OnLooks):
+    """Tensors whose relative change is 100 times that of the median tensor, or a hundredth, in three looks in a row.
+
+    Tensors that begin at zero change by all of their length at first, so the first two looks do not count.
+    """
+
+    looks = 3
+    FACTOR = math.log(100.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+        """See :class:`OnLooks`."""
+        ratios = {n: x for n, x in reading.kinds.get(RATIO, {}).items() if math.isfinite(x) and x > 0.0}
+        if len(ratios) < 4:
+            return None
+        self._count += 1
+        middle = math.log(statistics.median(ratios.values()))
+        if self._count <= TWICE:
+            return {}
+        return {name: x for name, x in ratios.items() if abs(math.log(x) - middle) > self.FACTOR}
+
+    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+        """See :class:`OnLooks`."""
+        middle = statistics.median(x for x in self._readings.of(RATIO).values() if math.isfinite(x))
+        first = next(iter(found.values()))
+        return Alert(
+            kind="group-rate",
+            severity="warning",
+            step=step,
+            text=f"a step changes {named(found)} by {first:.1g} of its length, and the median tensor by {middle:.1g}.",
+            advice="Give the group that these are in the learning rate and weight decay of the others.",
+            evidence={f"{RATIO}{name}": ratio for name, ratio in found.items()},
+            causes=(Cause.GROUP_LR, Cause.GROUP_WEIGHT_DECAY),
+            where=tuple(found),
+            recommender="dyntune.suggest_lr",
+        )

@@ -1,0 +1,1 @@
+"""Counterfactual replay: the last steps trained once more on a twin, each time with one change."""
