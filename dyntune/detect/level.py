@@ -42,11 +42,11 @@ class LossLevel:
     """The loss has come back up, has outgrown its start, or has not moved from it.
 
     Compares medians of 32 steps. *Lost progress*: four in a row lie more than a fifth (warning) or three tenths
-    (critical, unless it is already on its way down again) of the way back from the best level to the start. *Above the start*: four in a row lie above 1.2 times
-    the start. *Stuck*: after 512 steps whose learning rate does not rise any more the loss is within 5% of the start
-    and falls no further; critical only together with a mechanism that explains it. Each is said once until the loss
-    has recovered. What explains it is looked for among the learning rate, the gradient norm and the latest look at
-    single tensors.
+    (critical, unless the loss is already on its way down again) of the way back from the best level to the start.
+    *Above the start*: four in a row lie above 1.2 times the start. *Stuck*: after 512 steps whose learning rate does
+    not rise any more the loss is within 5% of the start and falls no further; critical only together with a mechanism
+    that explains it. Each is said once until the loss has recovered. What explains it is looked for among the learning
+    rate, the gradient norm and the latest look at single tensors.
 
     Args:
         watch: Shared with other detectors.
@@ -125,7 +125,7 @@ class LossLevel:
         return severity == "critical" or not self._said
 
     def _recovers(self) -> bool:
-        """Whether the latest block has come down from the highest: new data is being learnt, as at a curriculum switch."""
+        """Whether the latest block has come down from the highest: new data is being learnt, as after a switch."""
         return self._latest[-1] - self._best < RECOVERS * (max(self._latest) - self._best)
 
     @cached_property

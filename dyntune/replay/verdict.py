@@ -24,7 +24,7 @@ NOISE = 3.0
 # Robust standard deviations of log(1 + x) from its median at which a batch stands out at fixed parameters. Of 64 normal
 # numbers 6e-8 do; heavy-tailed losses of small batches do more often, and a dropped healthy batch averts nothing.
 OUTLYING = 6.0
-# Losses before the window from which on they say what is usual: their spread is then known to some 20% (1.17 / sqrt(n)).
+# Losses before the window that it takes to say what is usual: their spread is then known to some 20% (1.17 / sqrt(n)).
 PAST_LEAST = 32
 # Of the rise, what a change has to undo besides coming back below the limit, so that nothing is averted by a hair.
 UNDONE = 0.5
