@@ -22,8 +22,8 @@ USUAL = 0.02
 RECENT = 63
 # What every step costs is a mean over at least this many: several times MOST_STEPS, at which steps are written out.
 WINDOW = 256
-# Decisions are taken about this often, at every step where steps are longer, and steps are written out with them: half a
-# millisecond where no code of ours is in any cache (measured), a tenth of what 2% of this time allows.
+# Decisions are taken about this often, at every step where steps are longer, and steps are written out with them. They
+# take half a millisecond where none of our code is in a cache (measured), a tenth of what 2% of this time allows.
 DECISION_SECONDS = 0.25
 MOST_STEPS = 64
 # So many times rarer where hooks and records alone take more than is permitted.
@@ -34,9 +34,9 @@ TIMED = 7
 # What later measurements are expected to take of the first, which finds nothing warm: an eigenvalue 0.1, a burst 0.2 to
 # 0.4, others up to 0.9 (benchmarks/monitor_overhead.py). The second shows, and what it takes is paid before the third.
 LATER = 0.2
-# What hooks take by a clock around them is this share of what they cost: afterwards the training's own code and data
-# come back into caches that they displaced. Measured (benchmarks/monitor_overhead.py).
-DISPLACED = 2.0
+# What hooks cost, over what they take by a clock around them: afterwards the training's own code and data come back
+# into caches that they displaced. Measured on steps of a millisecond (benchmarks/monitor_overhead.py).
+DISPLACED = 1.4
 
 
 class Budget:
