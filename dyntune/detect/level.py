@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -23,18 +22,19 @@ __all__ = ["LossLevel"]
 
 START = 10  # losses whose median is the start, as in the monitor's verdict
 BLOCKS = 4  # in a row, all of them: 128 steps
-# Share of the progress that is lost. In 59 healthy runs of the benchmark's tune half (8,000 steps each, among them
-# curriculum switches, restarts and batches of one) it was 0.12 at most, but for one curriculum switch: 0.37.
+# Share of the progress that is lost. In 63 healthy runs of the benchmark's tune half (8,000 steps each, among them
+# curriculum switches, restarts and batches of one) it was 0.12 at most, but for two: 0.37 after a curriculum switch,
+# and 0.9 in a ramp that began with batches so small that training broke down for some hundred steps.
 LOST, LOST_MUCH = 0.2, 0.3
-OVER = 0.2  # of the start's own size, above the start; in the same runs no such 128 steps were above 0.95 of it
+OVER = 0.2  # of the start's own size, above the start; in the same runs no such 128 steps were above it
 RECOVERS = 0.75  # of the highest of the latest blocks, above the best: below it the loss is on its way back
 NOISE = 8.0  # standard deviations of a block's median that a rise has to have at least
 NOISE_OVER = 4.0  # and above the start, where nothing healthy is
 BACK = 0.1  # share of the progress below which it has recovered
 FLAT = 16  # blocks without progress: 512 steps
-PROGRESS = 0.05  # of the start's size; the slowest of those runs had come down by 0.2 after 512 steps
+PROGRESS = 0.05  # of the start's size; of those past their warm-up the slowest had come down by 0.2 after 512 steps
 PAST = 64  # blocks that are remembered for where a rise began
-NOISY = 0.2  # scatter of the first losses, by their median, above which one of them is no start
+NOISY = 0.1  # scatter (MAD) of losses, by their median, above which a single one is no start
 Kind = Literal["lost", "above", "stuck"]
 
 
@@ -56,6 +56,8 @@ class LossLevel:
     def __init__(self, watch: Watch | None = None, readings: Readings | None = None) -> None:
         self._watch, self._readings = watch or Watch(), readings or Readings()
         self._first: list[float] = []
+        self._first_level = math.nan
+        self._losses: Array = np.empty(0)  # of the latest block
         self._past: deque[Past] = deque(maxlen=PAST)
         self._latest: deque[float] = deque(maxlen=BLOCKS)  # levels
         self._count = 0  # blocks
@@ -82,7 +84,10 @@ class LossLevel:
             return
         self._count += 1
         self._note_lr(seen.block.lr)
+        self._losses = losses
         self._past.append(_summary(seen, losses))
+        if math.isnan(self._first_level):
+            self._first_level = self._past[-1].level
         self._latest.append(self._past[-1].level)
         if len(self._latest) == BLOCKS:
             self._best = min(self._best, sorted(self._latest)[1])
@@ -128,17 +133,21 @@ class LossLevel:
         """Whether the latest block has come down from the highest: new data is being learnt, as after a switch."""
         return self._latest[-1] - self._best < RECOVERS * (max(self._latest) - self._best)
 
-    @cached_property
+    @property
     def _start(self) -> float:
-        """The loss before the first step, or, where single losses scatter, the median of ten."""
-        middle = statistics.median(self._first)
-        scatter = statistics.median(abs(x - middle) for x in self._first)
-        if scatter > NOISY * abs(middle) and max(self._first) < 2.0 * abs(middle) + abs(self._first[0]):
-            return middle
-        return min(self._first[0], middle)
+        """The loss before the first step, or, where single losses scatter, the median of the first block.
+
+        Scatter is that of the latest block: the first one may hold steps that threw the loss up.
+        """
+        level = self._past[-1].level
+        apart = np.abs(self._losses - level)
+        scatter = float(np.partition(apart, apart.size // 2)[apart.size // 2])
+        return (
+            self._first_level if scatter > NOISY * abs(level) else min(self._first[0], statistics.median(self._first))
+        )
 
     def _is_stuck(self, low: float, start: float) -> bool:
-        if self._count < FLAT or self._settled < FLAT - 1:
+        if self._count < FLAT or self._settled < FLAT - 1 or self._best < start - 2.0 * PROGRESS * abs(start):
             return False
         levels = [block.level for block in list(self._past)[-FLAT:]]
         early, late = statistics.median(levels[: FLAT // 2]), statistics.median(levels[FLAT // 2 :])

@@ -26,6 +26,12 @@ def test_a_healthy_run_is_silent(healthy: Array) -> None:
     assert told(healthy) == []
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_scatter_of_single_rows_is_no_lost_progress(seed: int) -> None:
+    """Batches of one: a factor of e up or down from step to step, and half of the loss to win."""
+    assert told(falling(6000, np.random.default_rng(seed), start=2.3, end=1.1, noise=1.0)) == []
+
+
 @pytest.mark.parametrize(("share", "severity"), [(0.1, None), (0.25, "warning"), (0.5, "critical"), (0.9, "critical")])
 def test_lost_progress_is_said_once_with_its_onset(healthy: Array, share: float, severity: str | None) -> None:
     healthy[2000:] += share * 2.1

@@ -76,6 +76,15 @@ def test_spikes_do_not_raise_the_threshold_of_those_to_come(run: dict[str, Array
     assert len(told(run)) == len(range(1500, N - N % 32, 300))
 
 
+def test_a_cluster_of_spikes_does_not_move_the_level(run: dict[str, Array]) -> None:
+    """Fourteen points of each of three blocks in a row, at other places: 42 of the 64 that the level is over."""
+    for block in (94, 95, 96):
+        run["grad/norm"][32 * block : 32 * block + 14] *= 100.0
+    levels = [seen.norm.level for rows in rows_of(run) for seen in Watch().take(rows)]
+    # A median of 64 numbers that scatter by 0.2 has a standard deviation of 0.03: four of them.
+    assert levels[97] == pytest.approx(1.0, abs=0.13)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e3])
 def test_alarms_do_not_depend_on_units(run: dict[str, Array], factor: float) -> None:
     run["train/loss"][[1000, 3000]] *= 12.0
