@@ -60,8 +60,9 @@ class Budget:
         (0.1, 0.002)
         >>> budget.affords("burst", share=0.5)
         True
-        >>> budget.book("burst", 0.01)
-        >>> budget.cost("burst", 0.01)
+        >>> for _ in range(2):
+        ...     budget.book("burst", 0.01)
+        ...     budget.cost("burst", 0.01)
         >>> budget.affords("burst", share=0.5)
         False
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dis
 import itertools
+import random
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,12 +172,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def seed_all(seed: int) -> None:
+    """Every global generator: other tests leave them in other states."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 def trained(case: str, watch: Watch, on_error: Any, folder: Path) -> tuple[Marked, BaseException | None]:
     """A monitored training with a log and a sink, and what came out of it."""
     log = folder / "run.jsonl"
     log.unlink(missing_ok=True)
     training, found = CASES[case](), None
-    torch.manual_seed(5)
+    seed_all(5)
     monitor = training.monitored(on_error=on_error, log=log, sinks=[Sink()])
     try:
         with watch.watching(), monitor:
@@ -189,7 +198,7 @@ def trained(case: str, watch: Watch, on_error: Any, folder: Path) -> tuple[Marke
 @cache
 def states(case: str) -> list[dict[str, Any]]:
     """Of the same training without a monitor, at every place."""
-    torch.manual_seed(5)
+    seed_all(5)
     with quiet():
         training = CASES[case](keep=True)
         training.loop()
