@@ -1,4 +1,4 @@
-"""Detectors whose false-alarm rate on healthy runs is not established: opt in to them one by one.
+"""Detectors whose false-alarm rate on healthy runs is not established: opt in to them one by one::
 
     Monitor(model, optimizer, detectors=(*default_detectors(), *experimental_detectors()))
 
