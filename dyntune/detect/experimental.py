@@ -1,4 +1,6 @@
-"""Detectors whose false-alarm rate on healthy runs is not established: opt in to them one by one::
+"""Detectors whose false-alarm rate on healthy runs is not established, to be opted in to.
+
+All of them::
 
     Monitor(model, optimizer, detectors=(*default_detectors(), *experimental_detectors()))
 
