@@ -28,8 +28,10 @@ from dyntune.monitor.provenance import provenance
 from dyntune.monitor.recorder import Recorder
 from dyntune.monitor.run import Run
 from dyntune.monitor.session import Session
+from dyntune.monitor.settings import Settings
 from dyntune.monitor.sink import Sink
 from dyntune.monitor.watching import Batch, Watched
+from dyntune.monitor.wiring import Wiring
 from dyntune.monitor.writer import RunWriter
 from dyntune.objective.context import unwrap
 from dyntune.objective.losses import Criterion, LossFunction
@@ -169,6 +171,8 @@ class Monitor:
             session, self._landing, unwrap(model), loss_fn, criterion, assumed=assumed, seed=seed
         )
         self._losses = Losses()
+        self._settings = Settings(self.optimizer, session.names)
+        self._wiring = Wiring(unwrap(model), self.optimizer, session.names)
         self._looking = Looking(
             session,
             self._landing,
@@ -402,6 +406,7 @@ class Monitor:
         session, budget = self._session, self._session.budget
         self._waited, self._landing.uneasy = 0, False
         session.guarded("log", self._flush)
+        session.guarded("wiring", self._look_at_parameters)
         kinds = self._looking.kinds + self._measuring.kinds
         first = any(kind not in budget.costs for kind in kinds)
         self._countdown = min(budget.interval, FIRST_INTERVAL) if first else budget.interval
@@ -417,6 +422,13 @@ class Monitor:
             else:
                 self._measuring.begin(kind)
             return
+
+    def _look_at_parameters(self) -> None:
+        """Who takes part, and with which settings, where that changed."""
+        last = self._session.last
+        (values, labels), (more, names) = self._wiring.look(last), self._settings.look()
+        if values or more:
+            self._session.recorder.row(last, values | more, labels=labels | names)
 
     def _say_what_is_rare(self, shares: Mapping[str, float]) -> None:
         """Once for each kind, after its first measurement."""
