@@ -25,14 +25,14 @@ import json
 import sys
 import tempfile
 import time
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peer_suite.paired import MODELS, SEED, Make, Training, paired, summary
+from peer_suite.paired import MODELS, SEED, Training, paired, summary
 from peer_suite.provenance import provenance
+from peer_suite.watchers import Dyntune
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,39 +43,17 @@ from dyntune.monitor.monitor import SHARES
 RESULT = Path(__file__).resolve().parent / "results" / "monitor_overhead.json"
 SCHEMA = 1
 IDLE_LIMIT = 30e-6
-BUDGET, FLOOR = 0.02, 50e-6
-
-
-class Watched(Training):
-    """With a monitor, as the how-to writes it: `watch` around the batches, a loss for every step."""
-
-    def __init__(self, make: Make, log: str) -> None:
-        super().__init__(make)
-        options: dict[str, Any] = {"criterion": self.criterion, "log": log, "on_error": "raise"}
-        self.monitor = dyntune.Monitor(self.model, self.optimizer, overhead=BUDGET, **options)
-        self.stream = iter(self.monitor.watch(repeat(self.batch), progress=False))
-
-    def step(self) -> Any:
-        """One step; its loss."""
-        self.batch = next(self.stream)
-        loss = super().step()
-        self.monitor.observe(loss)
-        return loss
-
-    @property
-    def measured_all(self) -> bool:
-        """Whether everything was measured once."""
-        return set(SHARES) <= set(self.monitor._session.budget.costs)
+BUDGET, FLOOR = 0.02, 50e-6  # what a monitor's defaults promise
 
 
 def overhead(name: str, pairs: int | None) -> dict[str, Any]:
     """Bare and watched, in turn."""
     make, block, usual = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        bare, watched = Training(make), Watched(make, f"{folder}/run.jsonl")
+        bare, watched = Training(make), Dyntune(make, Path(folder), block)
         bare.steps(block)
         first, count = 0.0, 0
-        while not watched.measured_all and count < 100:
+        while not watched.ready and count < 100:
             first += watched.steps(block) - bare.steps(block)
             count += 1
         times = paired(bare.steps, watched.steps, block=block, pairs=usual if pairs is None else pairs)
@@ -99,7 +77,7 @@ def overhead(name: str, pairs: int | None) -> dict[str, Any]:
                 "steps_between": periods,
             },
         }
-        watched.monitor.close()
+        watched.close()
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.faults.alarm import Alarm, Block, Looker
-from benchmarks.faults.causes import Cause
+from dyntune.monitor.alerts import Cause
 from dyntune.monitor.rows import Array, Rows
 
 FIXED_RULE = "loss > mean + 6 sd of 128"

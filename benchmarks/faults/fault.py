@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.parts import Named, hidden
 from benchmarks.faults.training import Batch, Training
 from benchmarks.faults.workloads import ARCHITECTURES, Workload
+from dyntune.monitor.alerts import Cause
 
 
 class Fault:

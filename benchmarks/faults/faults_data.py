@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.fault import Fault
 from benchmarks.faults.training import Batch, Training
 from benchmarks.faults.workloads import Workload
+from dyntune.monitor.alerts import Cause
 
 BURST = 5  # batches
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.fault import Fault, regroup
 from benchmarks.faults.parts import below, hidden, on_output, parameters_of, spine
 from benchmarks.faults.training import Training
+from dyntune.monitor.alerts import Cause
 
 
 class NanLog(Fault):

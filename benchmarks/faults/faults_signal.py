@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.fault import Fault
 from benchmarks.faults.parts import below, head, hidden, on_output, parameters_of, spine, weights
 from benchmarks.faults.training import Training
+from dyntune.monitor.alerts import Cause
 
 DEAD_BIAS = 30.0  # standard deviations below zero at initialisation: no input of the data reaches over it
 LARGEST_FACTOR = 1e6  # of what grows at every step: beyond lies overflow, which is another fault

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.fault import Fault, regroup
 from benchmarks.faults.parts import hidden, parameters_of
 from benchmarks.faults.training import Training
 from benchmarks.faults.workloads import Workload
+from dyntune.monitor.alerts import Cause
 
 SMALL_BATCH = 2
 WARMUP = 100  # steps of which the learning rate is too high

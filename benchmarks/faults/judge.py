@@ -39,11 +39,10 @@ from benchmarks.faults import baselines as baselines_module
 from benchmarks.faults.alarm import SEVERITIES, Alarm, Looker, Monitored, at_level, look, read_blocks, read_truth
 from benchmarks.faults.baselines import BASELINES, FIXED_RULE, PLACEBO
 from benchmarks.faults.cases import KINDS, Case, cases
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.record import RUNS, folder_of, is_stored
 from benchmarks.faults.score import Judged, Point, advantage, at_severity, budget, by_family, figures, merged
 from benchmarks.faults.workloads import HALVES
-from dyntune.monitor.alerts import default_detectors
+from dyntune.monitor.alerts import Cause, default_detectors
 
 HERE = Path(__file__).resolve().parent
 JUDGED = HERE / ".cache" / "judged"

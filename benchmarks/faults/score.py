@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.faults.alarm import SEVERITIES, Alarm
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.harm import LEVELS
 from benchmarks.lr.metrics import share
+from dyntune.monitor.alerts import Cause
 
 MERGED = 200  # steps; also where lead times end
 PER = 100_000  # steps that false alarms are counted on

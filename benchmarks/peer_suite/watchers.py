@@ -237,6 +237,8 @@ class CockpitFull(Cockpit):
 
 
 class Dyntune(Watched):
+    """As the how-to writes it: `watch` around the batches, a loss for every step; `Monitor`'s defaults."""
+
     def __init__(self, make: Make, folder: Path, every: int) -> None:
         super().__init__(make, folder, every)
         import dyntune
@@ -253,7 +255,9 @@ class Dyntune(Watched):
 
     @property
     def ready(self) -> bool:
-        return {"burst", "tensors", "inside", "batch", "largest"} <= set(self.monitor._session.budget.costs)
+        from dyntune.monitor.monitor import SHARES
+
+        return set(SHARES) <= set(self.monitor._session.budget.costs)
 
     @property
     def kept(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Literal
 
@@ -21,7 +22,7 @@ GREW = 3.0  # times the usual gradient: where clipping makes all of one length, 
 TOGETHER = 8  # steps between a spike of the gradient and one of the loss that belong together (Adam's follow in 1 to 8)
 
 
-class _Spike:
+class _Spike(ABC):
     """Scores above a threshold; the first of a block, then silence for a while."""
 
     kind: Literal["loss-spike", "gradient-spike"]
@@ -41,16 +42,17 @@ class _Spike:
                 self._quiet_until = int(seen.block.steps[above[-1]]) + REFRACTORY
                 yield self._alert(seen, int(above[0]))
 
+    @abstractmethod
     def _judged(self, seen: Seen) -> Judged:
         """The series that this is about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _above(self, seen: Seen) -> NDArray[np.intp]:
         """Places in the block that stand out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _alert(self, seen: Seen, at: int) -> Alert:
-        raise NotImplementedError
+        """Of a place in the block."""
 
 
 class LossSpike(_Spike):

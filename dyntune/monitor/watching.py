@@ -49,7 +49,7 @@ class Watched(Generic[Batch]):
                     bar = self._moved(bar)
         finally:
             if bar is not None:
-                with suppress(Exception):
+                with suppress(Exception):  # as in `_moved`
                     bar.close()
 
     def _bar(self) -> tqdm[Any] | None:
@@ -60,7 +60,7 @@ class Watched(Generic[Batch]):
             bar = tqdm(
                 total=self._length(), unit="step", leave=False, disable=None if self._progress is None else False
             )
-        except Exception:
+        except Exception:  # the stream is the user's sys.stderr, a terminal or any object, and may raise anything
             return None
         return None if bar.disable else bar
 
@@ -70,7 +70,7 @@ class Watched(Generic[Batch]):
             if not math.isnan(ratio):
                 bar.set_postfix_str(f"stability ratio {ratio:.2f}", refresh=False)
             bar.update()
-        except Exception:  # a terminal that is gone
+        except Exception:  # a terminal that is gone (OSError), a file that is closed (ValueError), any other stream
             return None
         return bar
 
@@ -80,5 +80,5 @@ class Watched(Generic[Batch]):
             return None
         try:
             return len(self)
-        except Exception:
+        except Exception:  # `__len__` is the user's code, and may raise anything
             return None

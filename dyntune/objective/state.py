@@ -21,12 +21,16 @@ from dyntune.objective.dtensor import local
 
 __all__ = [
     "BorrowedBuffers",
+    "Generator",
+    "cuda_ready",
+    "generator_state",
     "own_generators",
     "parameter_slots",
     "preserved_rng",
     "preserved_state",
     "same_bits",
     "seed_all",
+    "set_generator_state",
     "swapped",
     "undone",
 ]
@@ -57,7 +61,7 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 def preserved_rng() -> Iterator[None]:
     """Save and restore the global random states of Python, NumPy and torch (all initialised CUDA devices)."""
     python_state, numpy_state, cpu_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if _cuda_ready() else []
+    cuda_states = torch.cuda.get_rng_state_all() if cuda_ready() else []
 
     def undo() -> None:
         random.setstate(python_state)
@@ -70,8 +74,8 @@ def preserved_rng() -> Iterator[None]:
         yield
 
 
-def _cuda_ready() -> bool:
-    """CUDA that is not initialised has no state, and asking for it would initialise it."""
+def cuda_ready() -> bool:
+    """Whether CUDA has a random state: where it is not initialised it has none, and asking would initialise it."""
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
@@ -85,7 +89,8 @@ def _held_generators(module: nn.Module) -> list[Generator]:
     return [item for item in vars(module).values() if isinstance(item, Generator)]
 
 
-def _state(generator: Generator) -> Any:
+def generator_state(generator: Generator) -> Any:
+    """The present state; nothing is drawn."""
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, random.Random):
@@ -93,7 +98,8 @@ def _state(generator: Generator) -> Any:
     return generator.get_state()
 
 
-def _set_state(generator: Generator, state: Any) -> None:
+def set_generator_state(generator: Generator, state: Any) -> None:
+    """Put back what :func:`generator_state` returned."""
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, random.Random):
@@ -121,7 +127,7 @@ def seed_all(seed: int, own: Iterable[Generator] = ()) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if _cuda_ready():
+    if cuda_ready():
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)
     for held in own:
@@ -245,7 +251,7 @@ def preserved_state(
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     gradients = [p.grad for p in parameters]
-    generators = [(g, _state(g)) for g in own_generators(model)]
+    generators = [(g, generator_state(g)) for g in own_generators(model)]
     mode = torch.is_grad_enabled()
 
     def undo_gradients() -> None:
@@ -260,7 +266,7 @@ def preserved_state(
 
     def undo_generators() -> None:
         for generator, state in generators:
-            _set_state(generator, state)
+            set_generator_state(generator, state)
 
     def undo_mode() -> None:
         torch.set_grad_enabled(mode)
@@ -285,7 +291,7 @@ def preserved_state(
                 if threading.get_ident() == thread and id(module) not in known:
                     known.add(id(module))
                     attributes.append(_Attributes(module))
-                    generators.extend((g, _state(g)) for g in _held_generators(module))
+                    generators.extend((g, generator_state(g)) for g in _held_generators(module))
                     buffers.include(module)
 
             hook = nn.modules.module.register_module_forward_pre_hook(take_in)

@@ -40,39 +40,38 @@ class Change:
     Attributes:
         size: Place in the order; of two changes that avert an alarm, the smaller one is the cause.
         cause: What is wrong if it averts the alarm, in the words of the detectors.
+        title: The name, with fields in braces.
+        full_precision: Whether mixed precision is left out.
     """
 
     size: ClassVar[int] = 0
     cause: ClassVar[str] = ""
+    title: ClassVar[str] = "nothing changed"
+    full_precision: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """For a reader."""
-        return "nothing changed"
+        fields = {key: short_number(value) if isinstance(value, float) else value for key, value in vars(self).items()}
+        return self.title.format(**fields)
 
     @property
     def where(self) -> tuple[str, ...]:
         """Parameters that it is about; empty: all of them, or none."""
         return ()
 
-    def skips(self, step: int) -> bool:
+    def skips(self, _step: int, /) -> bool:
         """Whether a step is left out, forward pass and all."""
-        del step
         return False
 
     def begin(self, state: dict[torch.Tensor, Settings]) -> None:
         """Before the first step: the optimizer's state, in place."""
 
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
+    def settings(self, index: int, present: Settings, first: Settings, /) -> None:
         """Before every step: a group's settings, in place; `first` are those of the window's first step."""
 
     def gradients(self, parameters: dict[str, torch.Tensor]) -> None:
         """Before every step, after clipping."""
-
-    @property
-    def full_precision(self) -> bool:
-        """Whether mixed precision is left out."""
-        return False
 
 
 UNCHANGED = Change()
@@ -82,17 +81,8 @@ UNCHANGED = Change()
 class FullPrecision(Change):
     """Without autocast and loss scaling."""
 
-    size, cause = 1, "not finite"
-
-    @property
-    def name(self) -> str:
-        """See :class:`Change`."""
-        return "full precision"
-
-    @property
-    def full_precision(self) -> bool:
-        """See :class:`Change`."""
-        return True
+    size, cause, title = 1, "not finite", "full precision"
+    full_precision = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class Drop(Change):
         listed = ", ".join(map(str, sorted(self.steps)[:4])) + (", ..." if len(self.steps) > 4 else "")
         return f"batch of step {listed} left out" if len(self.steps) == 1 else f"batches of steps {listed} left out"
 
-    def skips(self, step: int) -> bool:
+    def skips(self, step: int, /) -> bool:
         """See :class:`Change`."""
         return step in self.steps
 
@@ -117,16 +107,10 @@ class Drop(Change):
 class SettingsHeld(Change):
     """Learning rates as they were at the window's first step."""
 
-    size, cause = 3, "lr too high"
+    size, cause, title = 3, "lr too high", "learning rate held where it was"
 
-    @property
-    def name(self) -> str:
+    def settings(self, _index: int, present: Settings, first: Settings, /) -> None:
         """See :class:`Change`."""
-        return "learning rate held where it was"
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del index
         present["lr"] = first["lr"]
 
 
@@ -135,22 +119,11 @@ class NoDecay(Change):
     """One group without weight decay."""
 
     group: int
-    names: tuple[str, ...] = field(default=(), repr=False)
-    size, cause = 4, "wrong weight decay of a group"
+    where: tuple[str, ...] = field(default=(), repr=False)
+    size, cause, title = 4, "wrong weight decay of a group", "no weight decay in group {group}"
 
-    @property
-    def name(self) -> str:
+    def settings(self, index: int, present: Settings, _first: Settings, /) -> None:
         """See :class:`Change`."""
-        return f"no weight decay in group {self.group}"
-
-    @property
-    def where(self) -> tuple[str, ...]:
-        """See :class:`Change`."""
-        return self.names
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del first
         if index == self.group:
             present["weight_decay"] = 0.0
 
@@ -161,21 +134,15 @@ class Beta2(Change):
 
     beta2: float
     shorter: bool
-    size = 5
+    size, title = 5, "beta2 = {beta2}"
 
     @property
     def cause(self) -> str:  # type: ignore[override]
         """See :class:`Change`."""
         return "stale second moment" if self.shorter else "beta2 too small"
 
-    @property
-    def name(self) -> str:
+    def settings(self, _index: int, present: Settings, _first: Settings, /) -> None:
         """See :class:`Change`."""
-        return f"beta2 = {short_number(self.beta2)}"
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del index, first
         if "betas" in present:
             present["betas"] = (present["betas"][0], self.beta2)
         elif "alpha" in present:
@@ -186,12 +153,7 @@ class Beta2(Change):
 class FreshMoments(Change):
     """The optimizer's state forgotten at the window's start."""
 
-    size, cause = 6, "stale second moment"
-
-    @property
-    def name(self) -> str:
-        """See :class:`Change`."""
-        return "optimizer state begun afresh"
+    size, cause, title = 6, "stale second moment", "optimizer state begun afresh"
 
     def begin(self, state: dict[torch.Tensor, Settings]) -> None:
         """See :class:`Change`."""
@@ -203,16 +165,10 @@ class Eps(Change):
     """A larger eps: entries whose second moment has died away no longer take whole steps."""
 
     eps: float
-    size, cause = 7, "stale second moment"
+    size, cause, title = 7, "stale second moment", "eps = {eps}"
 
-    @property
-    def name(self) -> str:
+    def settings(self, _index: int, present: Settings, _first: Settings, /) -> None:
         """See :class:`Change`."""
-        return f"eps = {short_number(self.eps)}"
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del index, first
         present["eps"] = self.eps
 
 
@@ -222,22 +178,11 @@ class GroupLr(Change):
 
     group: int
     divisor: float
-    names: tuple[str, ...] = field(default=(), repr=False)
-    size, cause = 8, "wrong lr of a group"
+    where: tuple[str, ...] = field(default=(), repr=False)
+    size, cause, title = 8, "wrong lr of a group", "learning rate of group {group} / {divisor}"
 
-    @property
-    def name(self) -> str:
+    def settings(self, index: int, present: Settings, _first: Settings, /) -> None:
         """See :class:`Change`."""
-        return f"learning rate of group {self.group} / {short_number(self.divisor)}"
-
-    @property
-    def where(self) -> tuple[str, ...]:
-        """See :class:`Change`."""
-        return self.names
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del first
         if index == self.group:
             present["lr"] = present["lr"] / self.divisor
 
@@ -248,12 +193,7 @@ class Freeze(Change):
 
     layer: str
     names: tuple[str, ...] = field(repr=False)
-    size, cause = 9, "exploding gradients"
-
-    @property
-    def name(self) -> str:
-        """See :class:`Change`."""
-        return f"{self.layer} frozen"
+    size, cause, title = 9, "exploding gradients", "{layer} frozen"
 
     @property
     def where(self) -> tuple[str, ...]:
@@ -271,12 +211,7 @@ class Clip(Change):
     """The whole gradient clipped."""
 
     norm: float
-    size, cause = 10, "exploding gradients"
-
-    @property
-    def name(self) -> str:
-        """See :class:`Change`."""
-        return f"gradient norm clipped at {short_number(self.norm)}"
+    size, cause, title = 10, "exploding gradients", "gradient norm clipped at {norm}"
 
     def gradients(self, parameters: dict[str, torch.Tensor]) -> None:
         """See :class:`Change`."""
@@ -288,19 +223,13 @@ class ScaleLr(Change):
     """All learning rates divided."""
 
     divisor: float
-    cause = "lr too high"
+    cause, title = "lr too high", "learning rate / {divisor}"
 
     @property
     def size(self) -> int:  # type: ignore[override]
         """See :class:`Change`: 11 for two, 12 for four, and so on."""
         return 10 + max(1, round(self.divisor).bit_length() - 1)
 
-    @property
-    def name(self) -> str:
+    def settings(self, _index: int, present: Settings, _first: Settings, /) -> None:
         """See :class:`Change`."""
-        return f"learning rate / {short_number(self.divisor)}"
-
-    def settings(self, index: int, present: Settings, first: Settings) -> None:
-        """See :class:`Change`."""
-        del index, first
         present["lr"] = present["lr"] / self.divisor

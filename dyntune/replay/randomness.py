@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dyntune.objective.state import Generator
+from dyntune.objective.state import Generator, cuda_ready, generator_state, set_generator_state
 
 __all__ = ["HostState", "RandomState", "host_state", "random_state", "set_host_state", "set_random_state"]
 
@@ -43,9 +43,8 @@ def random_state(own: Sequence[Generator] = ()) -> RandomState:
 
     Cost: some 2 microseconds without CUDA (one thread of a two-core CPU, warm).
     """
-    ready = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    cuda = tuple(torch.cuda.get_rng_state_all()) if ready else ()
-    return RandomState(torch.get_rng_state(), cuda, tuple(_state(generator) for generator in own))
+    cuda = tuple(torch.cuda.get_rng_state_all()) if cuda_ready() else ()
+    return RandomState(torch.get_rng_state(), cuda, tuple(map(generator_state, own)))
 
 
 def set_random_state(state: RandomState, own: Sequence[Generator] = ()) -> None:
@@ -54,7 +53,7 @@ def set_random_state(state: RandomState, own: Sequence[Generator] = ()) -> None:
     if state.cuda:
         torch.cuda.set_rng_state_all(state.cuda)
     for generator, item in zip(own, state.own, strict=True):
-        _set_state(generator, item)
+        set_generator_state(generator, item)
 
 
 def host_state() -> HostState:
@@ -66,20 +65,3 @@ def set_host_state(state: HostState) -> None:
     """Put a state back; only where the present one is preserved."""
     random.setstate(state.python)
     np.random.set_state(state.numpy)
-
-
-def _state(generator: Generator) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return generator.get_state()
-
-
-def _set_state(generator: Generator, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)

@@ -15,7 +15,6 @@ pytest.importorskip("mlxtend")
 from benchmarks.faults import record as recording
 from benchmarks.faults.calibrate import RESULT, SEEDS, Calibration
 from benchmarks.faults.cases import Case, cases, severities, twin_name
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.fault import Fault
 from benchmarks.faults.faults import FAMILIES
 from benchmarks.faults.harm import BANDS, LEVELS, Curve, harm, level_of, onset_of
@@ -23,6 +22,7 @@ from benchmarks.faults.healthy import HEALTHY, KINDS, is_healthy
 from benchmarks.faults.split import CELLS, number_within_cause
 from benchmarks.faults.training import AFTER_NON_FINITE, Training
 from benchmarks.faults.workloads import ARCHITECTURES, HALVES, WORKLOADS, workload_for
+from dyntune.monitor.alerts import Cause
 
 ONSET = 3
 STEPS = 6

@@ -29,8 +29,7 @@ from benchmarks.faults.baselines import (
     SpikeOfSigmas,
 )
 from benchmarks.faults.cases import Case, cases
-from benchmarks.faults.causes import Cause
-from dyntune.monitor.alerts import Alert
+from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.lines import encode
 
 

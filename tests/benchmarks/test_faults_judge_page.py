@@ -14,8 +14,8 @@ from benchmarks.faults import curve
 from benchmarks.faults import judge as judging
 from benchmarks.faults.alarm import Alarm
 from benchmarks.faults.baselines import BASELINES, FIXED_RULE, PLACEBO
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.score import Judged
+from dyntune.monitor.alerts import Cause
 
 ONSET, STEPS = 500, 1200
 LOUD, QUIET = ("OLMo-core", 3.0), ("OLMo-core", 6.0)

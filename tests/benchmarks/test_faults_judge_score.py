@@ -11,7 +11,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("mlxtend")
 
 from benchmarks.faults.alarm import Alarm
-from benchmarks.faults.causes import Cause
 from benchmarks.faults.score import (
     MERGED,
     Judged,
@@ -30,6 +29,7 @@ from benchmarks.faults.score import (
     ranked_causes,
     rate_of,
 )
+from dyntune.monitor.alerts import Cause
 
 POINT, RULE = ("d", 0.0), ("rule", 6.0)
 STEPS, ONSET = 1200, 500

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.faults.causes import Cause
+from dyntune.monitor.alerts import Cause
 from dyntune.replay.changes import (
     Beta2,
     Change,
