@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dyntune.detect.configured import Configured
 from dyntune.detect.diverging import Diverging
+from dyntune.detect.growth import GradientGrowth
+from dyntune.detect.inside import AttentionLogits, OutputLogits
+from dyntune.detect.interrupted import Interrupted
 from dyntune.detect.level import LossLevel
 from dyntune.detect.nonfinite import NonFinite
+from dyntune.detect.order import DataOrder
+from dyntune.detect.pace import Pace
 from dyntune.detect.readings import Readings
+from dyntune.detect.scale import LossScale
 from dyntune.detect.spikes import LossSpike
+from dyntune.detect.tensors import DeadUnits, EpsTooLarge, Vanishing
+from dyntune.detect.unwired import Unwired
 from dyntune.detect.watch import Watch
 from dyntune.monitor.alerts import Detector
 
@@ -27,4 +36,21 @@ def default_detectors() -> tuple[Detector, ...]:
         ['NonFinite', 'Diverging', 'LossLevel', 'LossSpike']
     """
     watch, readings = Watch(), Readings()
-    return NonFinite(), Diverging(), LossLevel(watch, readings), LossSpike(watch)
+    return (
+        NonFinite(),
+        Unwired(),
+        Configured(),
+        LossScale(watch),
+        EpsTooLarge(),
+        AttentionLogits(),
+        OutputLogits(),
+        DeadUnits(),
+        Vanishing(),
+        Interrupted(),
+        Pace(watch),
+        Diverging(),
+        LossLevel(watch, readings),
+        GradientGrowth(watch),
+        DataOrder(watch),
+        LossSpike(watch),
+    )

@@ -27,6 +27,7 @@ BLOCKS = 4  # in a row, all of them: 128 steps
 # and 0.9 in a ramp that began with batches so small that training broke down for some hundred steps.
 LOST, LOST_MUCH = 0.2, 0.3
 OVER = 0.2  # of the start's own size, above the start; in the same runs no such 128 steps were above it
+FAR_OVER = 0.5  # likewise, of a single block
 RECOVERS = 0.75  # of the highest of the latest blocks, above the best: below it the loss is on its way back
 NOISE = 8.0  # standard deviations of a block's median that a rise has to have at least
 NOISE_OVER = 4.0  # and above the start, where nothing healthy is
@@ -104,7 +105,7 @@ class LossLevel:
         low, start = min(self._latest), self._start
         progress = start - self._best
         near = low < min(self._best + LOST * max(progress, 0.0), start - PROGRESS * abs(start))
-        if near and not self._said:
+        if near and not self._said and self._latest[-1] < start:
             return  # as good as ever: nearly always
         past = list(self._past)
         noise = _noise([block.level for block in past[: -BLOCKS + 1]])
@@ -117,6 +118,8 @@ class LossLevel:
             kind, severity = "lost", "critical" if share > LOST_MUCH and not self._recovers() else "warning"
         elif self._is_stuck(low, start):
             kind = "stuck"
+        elif self._is_far_above(start, noise):
+            kind, severity = "above", "critical"
         if kind is None:
             if (math.isnan(share) and low <= start) or share < BACK:
                 self._said.clear()
@@ -128,6 +131,10 @@ class LossLevel:
         if "critical" in self._said.values() or self._said.get(kind) == severity:
             return False
         return severity == "critical" or not self._said
+
+    def _is_far_above(self, start: float, noise: float) -> bool:
+        """One block is enough, where it is as high as no healthy one."""
+        return self._latest[-1] - start > max(NOISE_OVER * noise, FAR_OVER * abs(start))
 
     def _recovers(self) -> bool:
         """Whether the latest block has come down from the highest: new data is being learnt, as after a switch."""
@@ -161,7 +168,7 @@ class LossLevel:
         if kind == "stuck":
             found = suspects_of_no_progress(signs, past)
             since: int | None = None
-            severity = "critical" if found.proven else "warning"
+            severity = "critical"
             said = f"the loss has not moved from its start, {start:.4g}, in {FLAT * BLOCK} steps and more."
         else:
             onset = self._onset(start, past)
@@ -180,7 +187,7 @@ class LossLevel:
         """The block where the rise began: the one after the last that was at the level of the best."""
         line = self._best + BACK * max(start - self._best, 0.0) if self._best < start else start
         below = [index for index, block in enumerate(past) if block.level <= line]
-        at = min(below[-1] + 1, len(past) - BLOCKS) if below else 0
+        at = min(below[-1] + 1, len(past) - 1) if below else 0
         return Onset(at=at, whole=not below)
 
 

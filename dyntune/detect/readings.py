@@ -19,9 +19,12 @@ KINDS = (
     "activation/log_rms/",
     "attention/entropy/",
 )
-SINGLE = ("attention/max_logit", "logits/max_abs", "logits/log_z")
+SINGLE = (
+    *("attention/max_logit", "logits/max_abs", "logits/log_z", "logits/entropy"),
+    *("grad/autocorr_raw_lag1", "grad/autocorr_raw_lag1.low"),
+)
 # Columns that every measurement of a kind has: rows without them are passed over at once.
-MARKS = ("grad/log_rms/", "update/ratio_median", "units/dead_max", "logits/max_abs", "attention/max_logit")
+MARKS = ("grad/log_rms/", "update/ratio_median", "units/dead_max", "logits/max_abs", "attention/max_logit", "grad/autocorr_raw_lag1")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ MOST_DEAD = 0.9  # of a layer's units
 TINY = 1e-4  # of a tensor's length a step: a tenth of the usual 1e-3, which moves it by 5% in 512 steps at most
 HUGE = 0.05  # of a tensor's length a step: fifty times the usual
 EPS_SHARE = 0.5  # of the entries whose second moment eps hides
+CONSEQUENCE = 0.5
 SMALL_GRADIENT = -10.0  # nats of RMS below the head's: divided by 20,000 on the way
 ADVICE: Mapping[Cause, tuple[str, str]] = {
     Cause.LR_TOO_HIGH: ("Go back to a checkpoint from before and lower the learning rate.", "dyntune.suggest_lr"),
@@ -130,8 +131,8 @@ def suspects_of_rise(signs: Signs, past: Sequence[Past], onset: Onset) -> Suspic
     suspects, start = _Suspects(), signs.start
     before, after = past[: onset.at], past[onset.at :]
     _lr_raised(suspects, before, after)
-    _from_looks(suspects, signs)
     if onset.whole:
+        _from_looks(suspects, signs)
         _from_the_first_steps(suspects, "It has risen from the first steps on.")
         return suspects.told()
     ground = before[-1].level if before else start
@@ -140,6 +141,8 @@ def suspects_of_rise(signs: Signs, past: Sequence[Past], onset: Onset) -> Suspic
     peak = max(block.highest for block in after[:2])
     grown = _ratio([block.norm for block in after[-3:]], [block.norm for block in before[-4:]])
     at_start = abs(after[-1].level - start) < 0.1 * abs(start)
+    # What a jump leaves behind, silent units and gradients that are gone, is no cause of it.
+    _from_looks(suspects, signs, factor=CONSEQUENCE if abrupt else 1.0)
     if abrupt:
         _jumped(suspects, peak=peak, start=start, at_start=at_start)
         if grown > GREW:
@@ -174,7 +177,12 @@ def suspects_of_no_progress(signs: Signs, past: Sequence[Past]) -> Suspicion:
     suspects.add(0.4, Cause.LR_TOO_HIGH, "")
     suspects.add(0.3, Cause.WRONG_LOSS, "")
     suspects.add(0.2, Cause.WRONG_LABELS, "")
-    return suspects.told()
+    found = suspects.told()
+    if found.proven:
+        return found
+    # Nothing that can be seen is wrong with the steps: what they are made from is left.
+    causes = (Cause.WRONG_LABELS, *(cause for cause in found.causes if cause != Cause.WRONG_LABELS))
+    return Suspicion(causes, "Steps, gradients and units are as they should be.", found.where, found.evidence)
 
 
 def _jumped(suspects: _Suspects, *, peak: float, start: float, at_start: bool) -> None:
@@ -208,7 +216,7 @@ def _lr_raised(suspects: _Suspects, before: Sequence[Past], after: Sequence[Past
         suspects.add(2.0, Cause.LR_TOO_HIGH, f"The learning rate was raised {ratio:.3g} times just then.", raised=ratio)
 
 
-def _from_looks(suspects: _Suspects, signs: Signs) -> None:
+def _from_looks(suspects: _Suspects, signs: Signs, *, factor: float = 1.0) -> None:
     """What the latest looks at single tensors and layers show."""
     readings = signs.readings
     if abs(math.log(signs.groups)) > math.log(APART):
@@ -220,19 +228,19 @@ def _from_looks(suspects: _Suspects, signs: Signs) -> None:
     dead = [layer for layer, share in readings.of("units/dead/").items() if share > MOST_DEAD]
     if dead:
         share = max(readings.of("units/dead/").values())
-        suspects.add(1.4, Cause.DEAD_UNITS, f"{share:.0%} of the units of {dead[0]} answer to no input.", where=dead)
+        suspects.add(1.4 * factor, Cause.DEAD_UNITS, f"{share:.0%} of the units of {dead[0]} answer to no input.", where=dead)
     hidden = [share for share in readings.of("adam/below_eps/").values() if math.isfinite(share)]
     if hidden and not dead and statistics.median(hidden) > EPS_SHARE:
         share = statistics.median(hidden)
         suspects.add(
-            1.3, Cause.EPS_TOO_LARGE, f"eps hides the second moment of {share:.0%} of the entries.", share=share
+            1.3 * factor, Cause.EPS_TOO_LARGE, f"eps hides the second moment of {share:.0%} of the entries.", share=share
         )
     rms = {name: x for name, x in readings.of("grad/log_rms/").items() if not math.isnan(x)}
     last = next(reversed(rms.values()), math.nan)
     weak = [name for name, x in rms.items() if x - last < SMALL_GRADIENT]
     if weak and math.isfinite(last):
         text = f"The gradient of {weak[0]} is {_times(last - rms[weak[0]])} smaller than the last layer's."
-        suspects.add(1.2, Cause.VANISHING, text, where=weak)
+        suspects.add(1.2 * factor, Cause.VANISHING, text, where=weak)
 
 
 def _from_updates(suspects: _Suspects, readings: Readings, past: Sequence[Past]) -> None:

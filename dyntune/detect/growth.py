@@ -1,0 +1,91 @@
+"""A gradient that has outgrown everything before: :class:`GradientGrowth`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from dyntune.detect.readings import Readings
+from dyntune.detect.watch import Watch
+from dyntune.monitor.alerts import Alert, Cause
+from dyntune.monitor.rows import Rows
+
+__all__ = ["GradientGrowth"]
+
+# Times the highest median of 32 steps so far. In 78 healthy runs of the tune half, from the fifth block on, it was 2.7
+# at most.
+GREW = 10.0
+FIRST = 4  # blocks before anything is compared: signals grow while a network leaves its initial point
+LASTING = 2  # blocks in a row
+STALE = 2.3  # times what the second moment expects; see dyntune.detect.inside.Staleness
+REMEMBERS = 0.999  # beta2 from which on a growing gradient is a danger by itself
+
+
+class GradientGrowth:
+    """The gradient has been ten times longer than ever before for 64 steps.
+
+    Compared are medians of 32 steps with the largest one from before the growth, without the first 128 steps.
+    The likeliest cause is read from the attention logits, the output logits and the second moment.
+
+    Args:
+        watch: Shared with other detectors.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self._readings = watch or Watch(), Readings()
+        self._highest = 0.0
+        self._blocks = self._above = 0
+        self._said = False
+        self._beta2 = math.nan
+
+    def update(self, rows: Rows) -> Iterable[Alert]:
+        """See :class:`~dyntune.monitor.alerts.Detector`."""
+        self._readings.take(rows)
+        if "optimizer/beta2" in rows.names:
+            known = rows.column("optimizer/beta2")
+            self._beta2 = float(known[np.isfinite(known)][-1])
+        for seen in self._watch.take(rows):
+            self._readings.advance(int(seen.block.steps[-1]))
+            norms = seen.block.norm[np.isfinite(seen.block.norm)]
+            if not norms.size:
+                continue
+            self._blocks += 1
+            level = float(np.median(norms))
+            if self._blocks > FIRST and level > GREW * self._highest > 0.0:
+                self._above += 1
+                if self._above >= LASTING and not self._said:
+                    self._said = True
+                    yield self._alert(int(seen.block.steps[-1]), int(seen.block.steps[0]), level)
+            else:
+                self._above = 0
+                self._highest = max(self._highest, level)
+
+    def _alert(self, step: int, since: int, level: float) -> Alert:
+        causes = [Cause.EXPLODING, Cause.LR_TOO_HIGH]
+        text = f"the gradient is {level:.3g} long, {level / self._highest:.3g} times as long as ever before."
+        attention, logits = self._readings.single("attention/max_logit"), self._readings.single("logits/max_abs")
+        stale = [x for x in self._readings.of("adam/staleness/").values() if math.isfinite(x)]
+        if attention > 100.0:
+            causes.insert(0, Cause.ATTENTION_LOGITS)
+            text += f" The largest attention logit is {attention:.3g}."
+        elif logits > 100.0:
+            causes.insert(0, Cause.OUTPUT_LOGITS)
+            text += f" The largest output logit is {logits:.3g}."
+        elif self._beta2 >= REMEMBERS:
+            causes.insert(0, Cause.STALE_SECOND_MOMENT)
+            text += f" The second moment, with beta2 = {self._beta2:g}, remembers {1.0 / (1.0 - self._beta2):.0f} steps."
+            if stale and max(stale) > STALE:
+                text += f" It expects {max(stale):.3g} times less."
+        return Alert(
+            kind="gradient-growth",
+            severity="critical",
+            step=step,
+            since=since,
+            text=text,
+            advice="Go back to a checkpoint from before; look at what was changed there, and clip the gradient.",
+            evidence={"grad/norm": level, "before": self._highest},
+            causes=tuple(causes),
+            recommender="dyntune.suggest_beta2" if causes[0] == Cause.STALE_SECOND_MOMENT else "dyntune.suggest_lr",
+        )

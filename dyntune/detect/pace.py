@@ -1,0 +1,150 @@
+"""Steps that are far too small or far too large for the weights that they change: :class:`Pace`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from dyntune.detect.first_steps import FirstSteps
+from dyntune.detect.readings import Readings
+from dyntune.detect.watch import Watch
+from dyntune.monitor.alerts import Alert, Cause
+from dyntune.monitor.rows import Array, Rows
+
+__all__ = ["Pace"]
+
+RATIO = "update/ratio/"
+LOOKS = 3  # of single tensors; their median
+# Of a tensor's length a step. The usual is 1e-3; healthy runs of the benchmark's tune half had 2e-3 to 2e-2 until the
+# loss had come down by half.
+SMALL, LARGE = 8e-4, 0.03
+SMALL_CLIPPED = 1.5e-3  # where clipping makes every gradient of one length
+SETTLED = 192  # steps after the learning rate last rose
+LATEST = 1024  # steps after which a small update may be that of a network that has learnt what there is
+FAR = 0.45  # of the start, above which the loss still is
+FIRST = 128  # steps in which updates may be large: weights that begin small change by much of their length
+QUIET = 0.03  # gradient by loss; 39 healthy runs of the tune half begin at 0.094 or more
+CONSTANT = 1e-3  # relative scatter of a gradient's length that is set by clipping, and not by batches
+CONSTANT_BLOCKS = 4  # in a row
+FEW = 4  # lengths in a block, of which some are not taken
+RISES = 1.01
+BEFORE, SEEN = 3.0, 32  # times the limit, that no earlier look may have found, from so many steps on
+
+
+class Pace:
+    """The median update moves tensors by far less, or far more, of their length than training does.
+
+    - *Too slow*: below 8e-4 a step in three looks, in the first thousand steps, with a learning rate that has stopped
+      rising and a loss above 0.45 of its start. Where clipping cuts every gradient to one length and the
+      optimizer is not of Adam's kind (which does not notice), below 1.5e-3.
+    - *Too fast*: above 0.03 in three looks, with a loss above a tenth of its start.
+
+    Args:
+        watch: Shared with other detectors.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self._readings = watch or Watch(), Readings()
+        self._ratios: deque[float] = deque(maxlen=LOOKS)
+        self._highest, self._since, self._first = 0.0, 0, -1
+        self._constant = 0
+        self._is_adam = False
+        self._said: set[str] = set()
+        self._norm = math.nan
+        self._level = math.nan
+        self._steps = FirstSteps()
+        self._largest = 0.0  # of all ratios
+        self._looks: deque[int] = deque(maxlen=LOOKS)
+
+    def update(self, rows: Rows) -> Iterable[Alert]:
+        """See :class:`~dyntune.monitor.alerts.Detector`."""
+        self._readings.take(rows)
+        self._steps.take(rows)
+        self._is_adam = self._is_adam or "optimizer/beta2" in rows.names
+        for seen in self._watch.take(rows):
+            block = seen.block
+            step = int(block.steps[-1])
+            self._first = self._first if self._first >= 0 else int(block.steps[0])
+            self._note(block.lr, block.norm, step)
+            for reading in self._readings.advance(step):
+                found = [x for x in reading.kinds.get(RATIO, {}).values() if math.isfinite(x) and x > 0.0]
+                if found:
+                    self._ratios.append(statistics.median(found))
+                    self._looks.append(reading.step)
+                    if reading.step - self._first >= SEEN:
+                        self._largest = max(self._largest, self._ratios[-1])
+            losses = block.loss[np.isfinite(block.loss)]
+            if losses.size and math.isfinite(seen.start) and len(self._ratios) == LOOKS:
+                self._level = float(np.median(losses))
+                yield from self._judge(step, self._level / seen.start if seen.start > 0.0 else math.nan)
+
+    def _note(self, lr: Array, norm: Array, step: int) -> None:
+        high = float(np.fmax.reduce(lr))
+        if high > RISES * self._highest:
+            self._highest, self._since = high, step
+            self._ratios.clear()
+        known = norm[np.isfinite(norm)]
+        same = known.size >= FEW and known.max() - known.min() < CONSTANT * known.max()
+        self._constant = self._constant + 1 if same else 0
+        self._norm = float(known[-1]) if known.size else math.nan
+
+    def _judge(self, step: int, level: float) -> Iterable[Alert]:
+        middle = statistics.median(self._ratios)
+        clipped = self._constant >= CONSTANT_BLOCKS and not self._is_adam
+        early = step - self._since >= SETTLED and step - self._first < LATEST
+        if "slow" not in self._said and early and level > FAR and self._is_slow(SMALL_CLIPPED if clipped else SMALL):
+            self._said.add("slow")
+            yield self._slow(step, middle, level, clipped=clipped)
+        if "fast" not in self._said and level > 0.1 and min(self._ratios) > LARGE and self._looks[0] - self._first > FIRST:
+            self._said.add("fast")
+            yield Alert(
+                kind="too-fast",
+                severity="critical",
+                step=step,
+                text=f"a step changes the median tensor by {middle:.1%} of its length; 0.1% to 1% is usual.",
+                advice="Lower the learning rate, and look at the scale of the loss.",
+                evidence={"update/ratio_median": middle},
+                causes=(Cause.LR_TOO_HIGH, Cause.LOSS_SCALE, Cause.WRONG_LOSS),
+                recommender="dyntune.suggest_lr",
+            )
+
+    def _is_slow(self, limit: float) -> bool:
+        """Now, and ever: a network that has died has small steps, too, and another trouble."""
+        return statistics.median(self._ratios) < limit and self._largest < BEFORE * limit
+
+    def _slow(self, step: int, middle: float, level: float, *, clipped: bool) -> Alert:
+        text = f"a step changes the median tensor by {middle:.1g} of its length, and the loss is still at {level:.0%} of "
+        text += "its start."
+        hidden = [x for x in self._readings.of("adam/below_eps/").values() if math.isfinite(x)]
+        causes = [Cause.LR_TOO_LOW, Cause.LOSS_SCALE, Cause.CLIP_TOO_LOW]
+        advice = "Raise the learning rate."
+        if hidden and statistics.median(hidden) > 0.5:
+            causes.insert(0, Cause.EPS_TOO_LARGE)
+            text += f" eps hides the second moment of {statistics.median(hidden):.0%} of the entries."
+            advice = "Make Adam's eps smaller than the gradients: 1e-8 is the default."
+        elif clipped:
+            causes = [Cause.CLIP_TOO_LOW, Cause.LR_TOO_LOW, Cause.LOSS_SCALE]
+            text += f" Every gradient is {self._norm:.3g} long: clipping makes it that."
+            advice = "Raise the largest norm that clipping allows."
+        elif self._norm < QUIET * self._level:
+            causes.insert(0, Cause.WRONG_LOSS)
+            text += f" The gradient is {self._norm / self._level:.1g} of the loss."
+            advice = "Look at what the loss is given: probabilities where it takes logits?"
+        elif self._steps.fell and self._steps.threw:
+            causes.insert(0, Cause.WARMUP_MISSING)
+            text += " The first steps, at a much higher learning rate, threw it up."
+            advice = "Begin again with a warm-up."
+        return Alert(
+            kind="too-slow",
+            severity="critical",
+            step=step,
+            text=text,
+            advice=advice,
+            evidence={"update/ratio_median": middle, "train/loss": self._level},
+            causes=tuple(causes),
+            recommender="dyntune.suggest_lr",
+        )
