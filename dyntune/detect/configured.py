@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from dyntune.detect.readings import Readings
+from dyntune.detect.course import Course, Moment, Settings
 from dyntune.detect.tensors import named
 from dyntune.monitor.alerts import Alert, Cause
-from dyntune.monitor.rows import Rows
+from dyntune.monitor.rows import Array, Rows
 
 __all__ = ["Configured"]
 
@@ -22,7 +22,6 @@ OTHER = 10.0  # times the first group's weight decay: a group without one (biase
 APART, FAR_APART = 10.0, 30.0  # between learning rates of two groups; a head of ten times the rest is usual
 STOPPED, SHARE = 0.005, 1.0 / 3.0  # of the highest learning rate, and of the run so far that it has been below that
 LEAST = 256  # steps before anything is said of a schedule
-EPS_LOOKS = 2
 
 
 class Configured:
@@ -39,116 +38,59 @@ class Configured:
     - *Learning rate that ended early*: below half a percent of its peak for more than a third of the run so far.
 
     Each is said once.
+
+    Args:
+        course: Shared with other detectors.
     """
 
-    def __init__(self) -> None:
-        self._readings = Readings()
-        self._settings: dict[str, float] = {}
-        self._groups: dict[int, tuple[str, ...]] = {}
-        self._rates: dict[int, float] = {}  # relative to the first group's
-        self._peak = 0.0
-        self._lr = 0.0
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
+        self._peak = self._lr = 0.0
         self._steps = self._low = 0
         self._said: dict[str, str] = {}
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._readings.take(rows)
-        self._readings.advance(1 << 62)
-        names = rows.names
-        if any(name.startswith("optimizer/") for name in names):
-            for row in rows:
-                self._settings |= {n: x for n, x in row.values.items() if x is not None and n.startswith("optimizer/")}
-                for label, text in row.labels.items():
-                    if label.startswith("group/"):
-                        self._groups[int(label.removeprefix("group/"))] = tuple(text.split("\n"))
-        if "train/lr" not in names:
-            return
-        step = int(rows.steps.max())
-        self._take_rates(rows, names)
-        for found in (self._beta2(step), self._decay(step), self._group(step), self._ended(step)):
-            if found is not None:
-                key, alert = found
+        moments = self._course.take(rows)
+        settings = self._course.newest
+        if settings.numbers:  # needs no block: what is wrong from the first step on may end the run within a few
+            step = int(rows.steps.min())
+            yield from self._news(_beta2(settings, step), _decay(settings, self._course.lr, step))
+        for moment in moments:
+            self._take(moment.seen.block.lr)
+            yield from self._news(self._group(moment), self._ended(moment.step))
+
+    def _news(self, *found: tuple[str, Alert] | None) -> Iterable[Alert]:
+        """Those that were not said yet, or were not critical then."""
+        for item in found:
+            if item is not None:
+                key, alert = item
                 if self._said.get(key) not in ("critical", alert.severity):
                     self._said[key] = alert.severity
                     yield alert
 
-    def _take_rates(self, rows: Rows, names: tuple[str, ...]) -> None:
-        lr = rows.column("train/lr")
+    def _take(self, lr: Array) -> None:
         known = lr[np.isfinite(lr)]
         if not known.size:
             return
         peaks = np.maximum.accumulate(np.concatenate([[self._peak], known]))[1:]
-        self._steps += known.size
         low = known < STOPPED * peaks
         # Of restarts each cycle counts for itself: what lies before the latest high rate says nothing.
         self._low = self._low + known.size if low.all() else int(np.argmin(low[::-1]))
+        self._steps += known.size
         self._peak, self._lr = float(peaks[-1]), float(known[-1])
-        for name in names:
-            if name.startswith("train/lr/"):
-                ratio = rows.column(name) / lr
-                ratio = ratio[np.isfinite(ratio) & (ratio > 0.0)]
-                if ratio.size:
-                    self._rates[int(name.rsplit("/", 1)[1])] = float(ratio[-1])
 
-    def _setting(self, name: str, index: int = 0) -> float:
-        first = self._settings.get(f"optimizer/{name}", math.nan)
-        return self._settings.get(f"optimizer/{name}/{index}", first) if index else first
-
-    def _beta2(self, step: int) -> tuple[str, Alert] | None:
-        beta1, beta2 = self._setting("beta1"), self._setting("beta2")
-        if not beta2 < beta1:  # NaN without one
-            return None
-        severe = beta2 < beta1**2
-        half = math.log(0.5) / math.log(beta2) if 0.0 < beta2 < 1.0 else 0.0
-        return "beta2", Alert(
-            kind="beta2-too-small",
-            severity="critical" if severe else "warning",
-            step=step,
-            text=f"beta2 is {beta2:.4g}, below {'the square of beta1' if severe else 'beta1'} ({beta1:.4g}): the second "
-            f"moment remembers {half:.2g} steps, fewer than the first, so single gradients set the size of steps.",
-            advice="Raise beta2: 0.95 to 0.999 are usual.",
-            evidence={"optimizer/beta2": beta2, "optimizer/beta1": beta1},
-            causes=(Cause.BETA2_TOO_SMALL,),
-            recommender="dyntune.suggest_beta2",
-        )
-
-    def _decay(self, step: int) -> tuple[str, Alert] | None:
-        first = self._setting("weight_decay")
-        decoupled = "optimizer/beta2" in self._settings
-        for index, names in self._groups.items():
-            own = self._setting("weight_decay", index)
-            rate = self._lr * self._rates.get(index, 1.0) * own
-            if not decoupled:
-                rate /= max(1.0 - (self._setting("momentum", index) or 0.0), 1e-3) if self._has_momentum(index) else 1.0
-            if not (own > OTHER * first and rate > 1.0 / FORGETS):
-                continue
-            return f"decay {index}", Alert(
-                kind="weight-decay",
-                severity="critical" if rate > 1.0 / FORGETS_SOON else "warning",
-                step=step,
-                text=f"the weight decay of a parameter group ({named(names)}) is {own:.4g}, {first:.4g} in the first "
-                f"group: what it has learnt is gone after {1.0 / rate:.2g} steps.",
-                advice="Give that group the weight decay of the others.",
-                evidence={f"optimizer/weight_decay/{index}": own, "optimizer/weight_decay": first, "train/lr": self._lr},
-                causes=(Cause.GROUP_WEIGHT_DECAY,),
-                where=names,
-            )
-        return None
-
-    def _has_momentum(self, index: int) -> bool:
-        return self._setting("momentum", index) > 0.0
-
-    def _group(self, step: int) -> tuple[str, Alert] | None:
-        rates = {round(math.log(rate), 2): index for index, rate in self._rates.items()}
+    def _group(self, moment: Moment) -> tuple[str, Alert] | None:
+        settings = moment.settings
+        rates = {round(math.log(rate), 2): index for index, rate in settings.rates.items()}
         if len(rates) != 1:
             return None
         index = next(iter(rates.values()))
-        factor = self._rates[index]
+        factor = settings.rates[index]
         if abs(math.log(factor)) < math.log(APART):
             return None
-        names = self._groups.get(index, ())
-        apart = self._apart(names)
+        names = settings.groups.get(index, ())
+        apart = _apart(moment.known.of(RATIO), names)
         severity: Literal["critical", "warning"] = "warning"
         said = ""
         if not math.isnan(apart):
@@ -160,8 +102,9 @@ class Configured:
         return "group", Alert(
             kind="group-lr",
             severity=severity,
-            step=step,
-            text=f"the learning rate of a parameter group ({named(names)}) is {factor:.3g} times that of the first.{said}",
+            step=moment.step,
+            text=f"the learning rate of a parameter group ({named(names)}) is {factor:.3g} times that of the first."
+            + said,
             advice="Give that group the learning rate of the others, if that is not meant.",
             evidence={f"train/lr/{index}": factor * self._lr, "train/lr": self._lr}
             | ({"apart": apart} if math.isfinite(apart) else {}),
@@ -169,16 +112,6 @@ class Configured:
             where=names,
             recommender="dyntune.suggest_lr",
         )
-
-    def _apart(self, names: Iterable[str]) -> float:
-        """Relative change of the group's median tensor, by that of the others'; NaN where it was not measured."""
-        inside = set(names)
-        ratios: Mapping[str, float] = self._readings.of(RATIO)
-        own = [x for name, x in ratios.items() if name in inside and math.isfinite(x)]
-        others = [x for name, x in ratios.items() if name not in inside and math.isfinite(x)]
-        if not own or not others or not statistics.median(others) > 0.0:
-            return math.nan
-        return statistics.median(own) / statistics.median(others)
 
     def _ended(self, step: int) -> tuple[str, Alert] | None:
         if self._steps < LEAST or self._low < SHARE * self._steps:
@@ -195,3 +128,59 @@ class Configured:
             causes=(Cause.LR_TOO_LOW,),
             recommender="dyntune.suggest_schedule",
         )
+
+
+def _apart(ratios: Mapping[str, float], names: Iterable[str]) -> float:
+    """Relative change of the group's median tensor, by that of the others'; NaN where it was not measured."""
+    inside = set(names)
+    own = [x for name, x in ratios.items() if name in inside and math.isfinite(x)]
+    others = [x for name, x in ratios.items() if name not in inside and math.isfinite(x)]
+    if not own or not others or not statistics.median(others) > 0.0:
+        return math.nan
+    return statistics.median(own) / statistics.median(others)
+
+
+def _beta2(settings: Settings, step: int) -> tuple[str, Alert] | None:
+    beta1, beta2 = settings.of("beta1"), settings.of("beta2")
+    if not beta2 < beta1:  # NaN without one
+        return None
+    severe = beta2 < beta1**2
+    half = math.log(0.5) / math.log(beta2) if 0.0 < beta2 < 1.0 else 0.0
+    return "beta2", Alert(
+        kind="beta2-too-small",
+        severity="critical" if severe else "warning",
+        step=step,
+        text=f"beta2 is {beta2:.4g}, below {'the square of beta1' if severe else 'beta1'} ({beta1:.4g}): the "
+        f"second moment remembers {half:.2g} steps, fewer than the first, so single gradients set the size of steps.",
+        advice="Raise beta2: 0.95 to 0.999 are usual.",
+        evidence={"optimizer/beta2": beta2, "optimizer/beta1": beta1},
+        causes=(Cause.BETA2_TOO_SMALL,),
+        recommender="dyntune.suggest_beta2",
+    )
+
+
+def _decay(settings: Settings, lr: float, step: int) -> tuple[str, Alert] | None:
+    first = settings.of("weight_decay")
+    for index, names in settings.groups.items():
+        own = settings.of("weight_decay", index)
+        rate = lr * settings.rates.get(index, 1.0) * own
+        if not settings.is_adam and settings.of("momentum", index) > 0.0:
+            rate /= 1.0 - settings.of("momentum", index)
+        if not (own > OTHER * first and rate > 1.0 / FORGETS):
+            continue
+        return f"decay {index}", Alert(
+            kind="weight-decay",
+            severity="critical" if rate > 1.0 / FORGETS_SOON else "warning",
+            step=step,
+            text=f"the weight decay of a parameter group ({named(names)}) is {own:.4g}, {first:.4g} in the first "
+            f"group: what it has learnt is gone after {1.0 / rate:.2g} steps.",
+            advice="Give that group the weight decay of the others.",
+            evidence={
+                f"optimizer/weight_decay/{index}": own,
+                "optimizer/weight_decay": first,
+                "train/lr": lr,
+            },
+            causes=(Cause.GROUP_WEIGHT_DECAY,),
+            where=names,
+        )
+    return None

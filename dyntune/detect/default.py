@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dyntune.detect.configured import Configured
+from dyntune.detect.course import Course
 from dyntune.detect.diverging import Diverging
 from dyntune.detect.growth import GradientGrowth
 from dyntune.detect.inside import AttentionLogits, OutputLogits
@@ -11,12 +12,10 @@ from dyntune.detect.level import LossLevel
 from dyntune.detect.nonfinite import NonFinite
 from dyntune.detect.order import DataOrder
 from dyntune.detect.pace import Pace
-from dyntune.detect.readings import Readings
 from dyntune.detect.scale import LossScale
 from dyntune.detect.spikes import LossSpike
 from dyntune.detect.tensors import DeadUnits, EpsTooLarge, Vanishing
 from dyntune.detect.unwired import Unwired
-from dyntune.detect.watch import Watch
 from dyntune.monitor.alerts import Detector
 
 __all__ = ["default_detectors"]
@@ -35,22 +34,22 @@ def default_detectors() -> tuple[Detector, ...]:
         >>> [type(detector).__name__ for detector in default_detectors()]
         ['NonFinite', 'Diverging', 'LossLevel', 'LossSpike']
     """
-    watch, readings = Watch(), Readings()
+    course = Course()
     return (
+        Configured(course),
         NonFinite(),
-        Unwired(),
-        Configured(),
-        LossScale(watch),
-        EpsTooLarge(),
-        AttentionLogits(),
-        OutputLogits(),
-        DeadUnits(),
-        Vanishing(),
-        Interrupted(),
-        Pace(watch),
+        Unwired(course),
+        LossScale(course),
+        EpsTooLarge(course),
+        AttentionLogits(course),
+        OutputLogits(course),
+        DeadUnits(course),
+        Vanishing(course),
+        Interrupted(course),
+        Pace(course),
         Diverging(),
-        LossLevel(watch, readings),
-        GradientGrowth(watch),
-        DataOrder(watch),
-        LossSpike(watch),
+        LossLevel(course),
+        GradientGrowth(course),
+        DataOrder(course),
+        LossSpike(course),
     )

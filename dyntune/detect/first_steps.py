@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from dyntune.monitor.rows import Rows
+from dyntune.detect.watch import Seen
 
 __all__ = ["FirstSteps"]
 
@@ -15,50 +16,55 @@ THROWN = 1.5  # times the first loss
 FELL = 3.0  # times the present learning rate, that it was in the first steps
 
 
+@dataclass(frozen=True)
 class FirstSteps:
-    """Learning rate and loss of the first 128 steps, against what came after.
+    """Learning rate and loss of the first 128 steps, against the latest ones.
 
-    Attributes:
-        start: The first loss; NaN before there is one.
-        last: The last one.
+    Args:
+        begun: The first step; -1 before there is one.
+        start: The first loss.
+        level: Median of the latest block.
+        highest_loss: Of the first steps.
+        highest_lr: Of the first steps.
+        lr: The latest.
     """
 
-    def __init__(self) -> None:
-        self.start = self.last = math.nan
-        self._highest_loss = -math.inf
-        self._highest_lr = self._lr = 0.0
+    begun: int = -1
+    start: float = math.nan
+    level: float = math.nan
+    highest_loss: float = -math.inf
+    highest_lr: float = 0.0
+    lr: float = 0.0
 
-    def take(self, rows: Rows) -> None:
-        """More rows."""
-        names = rows.names
-        early = len(rows) > 0 and int(rows.steps.min()) < EARLY
-        if "train/loss" in names:
-            losses = rows.column("train/loss")
-            losses = losses[np.isfinite(losses)]
-            if losses.size:
-                self.start = float(losses[0]) if math.isnan(self.start) else self.start
-                self.last = float(np.median(losses))
-                if early:
-                    self._highest_loss = max(self._highest_loss, float(losses.max()))
-        if "train/lr" in names:
-            rates = rows.column("train/lr")
-            rates = rates[np.isfinite(rates)]
-            if rates.size:
-                self._lr = float(rates[-1])
-                if early:
-                    self._highest_lr = max(self._highest_lr, float(rates.max()))
+    def after(self, seen: Seen) -> FirstSteps:
+        """With one more block."""
+        block = seen.block
+        begun = self.begun if self.begun >= 0 else int(block.steps[0])
+        losses = block.loss[np.isfinite(block.loss)]
+        rates = block.lr[np.isfinite(block.lr)]
+        start, level, lr = self.start, self.level, self.lr
+        highest_loss, highest_lr = self.highest_loss, self.highest_lr
+        early = int(block.steps[0]) - begun < EARLY
+        if losses.size:
+            start = float(losses[0]) if math.isnan(start) else start
+            level = float(np.partition(losses, losses.size // 2)[losses.size // 2])
+            highest_loss = max(highest_loss, float(losses.max())) if early else highest_loss
+        if rates.size:
+            lr = float(rates[-1])
+            highest_lr = max(highest_lr, float(rates.max())) if early else highest_lr
+        return FirstSteps(begun, start, level, highest_loss, highest_lr, lr)
 
     @property
     def threw(self) -> bool:
         """Whether they threw the loss up."""
-        return self._highest_loss > THROWN * abs(self.start)
+        return self.highest_loss > THROWN * abs(self.start)
 
     @property
     def fell(self) -> bool:
         """Whether the learning rate was much higher in them than it is now."""
-        return self._highest_lr > FELL * self._lr > 0.0
+        return self.highest_lr > FELL * self.lr > 0.0
 
     @property
     def share(self) -> float:
-        """The latest loss by the first one; NaN before there is one."""
-        return self.last / self.start if self.start > 0.0 else math.nan
+        """The latest loss by the first one; NaN before there is one, or where it is not positive."""
+        return self.level / self.start if self.start > 0.0 else math.nan

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dyntune.detect.readings import Readings
-from dyntune.detect.watch import Watch
+from dyntune.detect.course import Course, Moment
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
 
@@ -30,24 +29,19 @@ class GradientGrowth:
     The likeliest cause is read from the attention logits, the output logits and the second moment.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch, self._readings = watch or Watch(), Readings()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._highest = 0.0
         self._blocks = self._above = 0
         self._said = False
-        self._beta2 = math.nan
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._readings.take(rows)
-        if "optimizer/beta2" in rows.names:
-            known = rows.column("optimizer/beta2")
-            self._beta2 = float(known[np.isfinite(known)][-1])
-        for seen in self._watch.take(rows):
-            self._readings.advance(int(seen.block.steps[-1]))
+        for moment in self._course.take(rows):
+            seen = moment.seen
             norms = seen.block.norm[np.isfinite(seen.block.norm)]
             if not norms.size:
                 continue
@@ -57,32 +51,33 @@ class GradientGrowth:
                 self._above += 1
                 if self._above >= LASTING and not self._said:
                     self._said = True
-                    yield self._alert(int(seen.block.steps[-1]), int(seen.block.steps[0]), level)
+                    yield self._alert(moment, level)
             else:
                 self._above = 0
                 self._highest = max(self._highest, level)
 
-    def _alert(self, step: int, since: int, level: float) -> Alert:
+    def _alert(self, moment: Moment, level: float) -> Alert:
         causes = [Cause.EXPLODING, Cause.LR_TOO_HIGH]
         text = f"the gradient is {level:.3g} long, {level / self._highest:.3g} times as long as ever before."
-        attention, logits = self._readings.single("attention/max_logit"), self._readings.single("logits/max_abs")
-        stale = [x for x in self._readings.of("adam/staleness/").values() if math.isfinite(x)]
+        beta2 = moment.settings.of("beta2")
+        attention, logits = moment.known.single("attention/max_logit"), moment.known.single("logits/max_abs")
+        stale = [x for x in moment.known.of("adam/staleness/").values() if math.isfinite(x)]
         if attention > 100.0:
             causes.insert(0, Cause.ATTENTION_LOGITS)
             text += f" The largest attention logit is {attention:.3g}."
         elif logits > 100.0:
             causes.insert(0, Cause.OUTPUT_LOGITS)
             text += f" The largest output logit is {logits:.3g}."
-        elif self._beta2 >= REMEMBERS:
+        elif beta2 >= REMEMBERS:
             causes.insert(0, Cause.STALE_SECOND_MOMENT)
-            text += f" The second moment, with beta2 = {self._beta2:g}, remembers {1.0 / (1.0 - self._beta2):.0f} steps."
+            text += f" The second moment, with beta2 = {beta2:g}, remembers {1.0 / (1.0 - beta2):.0f} steps."
             if stale and max(stale) > STALE:
                 text += f" It expects {max(stale):.3g} times less."
         return Alert(
             kind="gradient-growth",
             severity="critical",
-            step=step,
-            since=since,
+            step=moment.step,
+            since=int(moment.seen.block.steps[0]),
             text=text,
             advice="Go back to a checkpoint from before; look at what was changed there, and clip the gradient.",
             evidence={"grad/norm": level, "before": self._highest},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from dyntune.detect.course import Course, Moment
 from dyntune.detect.readings import Reading
 from dyntune.detect.tensors import OnLooks, named
 from dyntune.monitor.alerts import Alert, Cause
@@ -25,17 +26,17 @@ class AttentionLogits(OnLooks):
     LIMIT, GREW = 100.0, 3.0
     EARLY = 256  # steps, in which weights of queries and keys have not drifted: steps were too large
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, moment: Moment) -> Mapping[str, float] | None:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         value = reading.single.get(ATTENTION)
         if value is None:
             return None
-        first = self._readings.first[ATTENTION].single[ATTENTION]
+        first = moment.known.first[ATTENTION].single[ATTENTION]
         return {ATTENTION: value} if value > max(self.LIMIT, self.GREW * first) else {}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
-        value, first = found[ATTENTION], self._readings.first[ATTENTION].single[ATTENTION]
+        value, first = found[ATTENTION], moment.known.first[ATTENTION].single[ATTENTION]
         return Alert(
             kind="attention-logits",
             severity="critical",
@@ -53,20 +54,20 @@ class AttentionLogits(OnLooks):
 class OutputLogits(OnLooks):
     """The largest output logit is above 100 at the first look, or above 100 and three times those before.
 
-    A classifier that is sure of everything needs 20 or 30 nats: beyond 100 the softmax has underflowed in float32. In 78
-    healthy runs of the benchmark's tune half the first look (step 49) found 40 at most. Those that came to 100 and more
-    took thousands of steps for it, and had not tripled in the 256 steps before.
+    A classifier that is sure of everything needs 20 or 30 nats: beyond 100 the softmax has underflowed in float32. In
+    78 healthy runs of the benchmark's tune half the first look (step 49) found 40 at most. Those that came to 100 and
+    more took thousands of steps for it, and had not tripled in the 256 steps before.
     """
 
     looks = 1
     LIMIT, GREW = 100.0, 3.0
     EARLY, BACK = 128, 256  # steps
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._past: list[tuple[int, float]] = []
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         value = reading.single.get(OUTPUT)
         if value is None:
@@ -77,9 +78,9 @@ class OutputLogits(OnLooks):
         grown = bool(before) and value > self.GREW * max(before)
         return {OUTPUT: value} if value > self.LIMIT and (first or grown) else {}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
-        value, first = found[OUTPUT], self._readings.first[OUTPUT].single[OUTPUT]
+        value, first = found[OUTPUT], moment.known.first[OUTPUT].single[OUTPUT]
         early = len(self._past) == 1
         return Alert(
             kind="output-logits",
@@ -104,12 +105,12 @@ class Staleness(OnLooks):
 
     LIMIT = 2.3
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         ratios = reading.kinds.get(STALE)
         return None if ratios is None else {n: x for n, x in ratios.items() if math.isfinite(x) and x > self.LIMIT}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], _moment: Moment) -> Alert:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         worst = max(found.values())
         return Alert(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from dyntune.detect.course import Course, Moment
 from dyntune.detect.readings import Reading
 from dyntune.detect.tensors import OnLooks, named
 from dyntune.monitor.alerts import Alert, Cause
@@ -26,13 +27,13 @@ class Interrupted(OnLooks):
 
     looks = 1
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._counts: dict[str, int] = {}
         self._waiting: dict[str, float] = {}
         self._dead = 0.0  # largest share of silent units
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         dead = reading.kinds.get("units/dead/")
         if dead:
@@ -49,14 +50,14 @@ class Interrupted(OnLooks):
             self._counts[name] = USUAL
         return back if len(back) >= MANY and self._dead < SPARSE else {}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], _moment: Moment) -> Alert:
         """See :class:`~dyntune.detect.tensors.OnLooks`."""
         return Alert(
             kind="interrupted",
             severity="critical",
             step=step,
             text=f"the gradients of {named(found)} were exactly zero at one step, and not before or after.",
-            advice="Look for nan_to_num and the like, which hide values that are not finite, and where those come from.",
+            advice="Look for nan_to_num and the like, which hide what is not finite, and where that comes from.",
             evidence={f"{GRADIENT}{name}": value for name, value in found.items()},
             causes=(Cause.NON_FINITE, Cause.DISCONNECTED),
             where=tuple(found),

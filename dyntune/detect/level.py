@@ -11,16 +11,16 @@ from typing import Literal
 
 import numpy as np
 
-from dyntune.detect.readings import Readings
+from dyntune.detect.course import Course, Settings
+from dyntune.detect.readings import Known
 from dyntune.detect.steps import BLOCK
 from dyntune.detect.suspects import Onset, Past, Signs, Suspicion, suspects_of_no_progress, suspects_of_rise
-from dyntune.detect.watch import Seen, Watch
+from dyntune.detect.watch import START, Seen
 from dyntune.monitor.alerts import Alert
 from dyntune.monitor.rows import Array, Rows
 
 __all__ = ["LossLevel"]
 
-START = 10  # losses whose median is the start, as in the monitor's verdict
 BLOCKS = 4  # in a row, all of them: 128 steps
 # Share of the progress that is lost. In 63 healthy runs of the benchmark's tune half (8,000 steps each, among them
 # curriculum switches, restarts and batches of one) it was 0.12 at most, but for two: 0.37 after a curriculum switch,
@@ -50,12 +50,12 @@ class LossLevel:
     rate, the gradient norm and the latest look at single tensors.
 
     Args:
-        watch: Shared with other detectors.
-        readings: Likewise.
+        course: Shared with other detectors.
     """
 
-    def __init__(self, watch: Watch | None = None, readings: Readings | None = None) -> None:
-        self._watch, self._readings = watch or Watch(), readings or Readings()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
+        self._known, self._settings = Known(), Settings()
         self._first: list[float] = []
         self._first_level = math.nan
         self._losses: Array = np.empty(0)  # of the latest block
@@ -65,17 +65,13 @@ class LossLevel:
         self._best = math.inf
         self._settled = 0  # blocks since the learning rate last rose
         self._lr = 0.0  # the highest so far
-        self._groups = 1.0  # the learning rate that differs most from the first group's, by that
         self._said: dict[Kind, str] = {}
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._readings.take(rows)
-        if self._groups == 1.0 and "train/lr/1" in rows.names:
-            self._groups = _between_groups(rows)
-        for seen in self._watch.take(rows):
-            self._readings.advance(int(seen.block.steps[-1]))
-            yield from self._block(seen)
+        for moment in self._course.take(rows):
+            self._known, self._settings = moment.known, moment.settings
+            yield from self._block(moment.seen)
 
     def _block(self, seen: Seen) -> Iterable[Alert]:
         losses = seen.block.loss[np.isfinite(seen.block.loss)]
@@ -164,7 +160,7 @@ class LossLevel:
         self, kind: Kind, severity: Literal["critical", "warning"], step: int, *, low: float, start: float, share: float
     ) -> Alert:
         past = list(self._past)
-        signs = Signs(self._readings, start=start, highest_lr=self._lr, groups=self._groups)
+        signs = Signs(self._known, start=start, highest_lr=self._lr, groups=self._settings.furthest_rate)
         if kind == "stuck":
             found = suspects_of_no_progress(signs, past)
             since: int | None = None
@@ -201,14 +197,6 @@ def _summary(seen: Seen, losses: Array) -> Past:
         lr=float(np.fmax.reduce(block.lr)),
         highest=float(losses.max()),
     )
-
-
-def _between_groups(rows: Rows) -> float:
-    """How far the learning rates of groups are apart: the factor on the first that differs most, 1 without one."""
-    first = rows.column("train/lr")
-    factors = [rows.column(name) / first for name in rows.names if name.startswith("train/lr/")]
-    known = [float(x) for factor in factors for x in factor[np.isfinite(factor) & (factor > 0.0)][:1]]
-    return max(known, key=lambda factor: abs(math.log(factor)), default=1.0)
 
 
 def _noise(levels: list[float]) -> float:

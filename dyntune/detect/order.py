@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dyntune.detect.watch import Watch
+from dyntune.detect.course import Course
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Array, Rows
 
@@ -26,7 +26,6 @@ UNLIKE = -0.2  # lag-1 correlation of changes; of batches that differ it is -1/2
 ALIKE = 0.5
 WILD = 0.05  # median change of the loss from a step to the next, by the loss
 SAME = 0.95  # above it a gradient is the one before, and a little more
-LOOKS = 1  # bursts in a row
 
 
 class DataOrder:
@@ -34,28 +33,32 @@ class DataOrder:
 
     - *Repeats*: changes of the loss correlate to 0.7 and more with those a fixed number of steps, 3 to 64, earlier, in
       three windows of 192 steps in a row, and not at other lags: the loader deals the same few batches again and again.
-    - *Alike*: gradients of neighbouring steps correlate to more than 0.5 (lower limit) in two bursts in a row, while the
-      loss changes by more than 5% from step to step: neighbouring batches resemble each other, as sorted rows do, or
-      gradients add up because nothing clears them.
+    - *Alike*: gradients of neighbouring steps correlate to more than 0.5 (lower limit of a burst's interval), while
+      the loss changes by more than 5% from step to step: neighbouring batches resemble each other, as sorted rows do,
+      or gradients add up because nothing clears them.
 
     False alarms: training on the full batch has correlated gradients, and a smooth loss, hence the change that is asked
     for.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch = watch or Watch()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._losses: Array = np.empty(0)
         self._blocks = 0
-        self._period, self._same, self._alike = 0, 0, 0
+        self._period, self._same = 0, 0
         self._wild = 0.0
         self._said: set[str] = set()
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        for seen in self._watch.take(rows):
+        for moment in self._course.take(rows):
+            seen = moment.seen
+            for reading in moment.new:
+                low = reading.single.get(f"{CORRELATION}.low")
+                yield from self._neighbours(reading.step, reading.single.get(CORRELATION), low)
             if seen.changed:
                 self._losses, self._same = np.empty(0), 0
             self._losses = np.concatenate([self._losses, seen.block.loss])[-WINDOW:]
@@ -67,9 +70,6 @@ class DataOrder:
             self._wild = float(np.median(np.abs(np.diff(logs))))
             if losses.size == WINDOW and self._blocks % EVERY == 0:
                 yield from self._repeats(logs, int(seen.block.steps[-1]))
-        if CORRELATION in rows.names:
-            for row in rows:
-                yield from self._neighbours(row.step, row.values.get(CORRELATION), row.values.get(f"{CORRELATION}.low"))
 
     def _repeats(self, logs: Array, step: int) -> Iterable[Alert]:
         period, correlation, elsewhere, next_one = repetition(logs)
@@ -87,8 +87,8 @@ class DataOrder:
                 since=step - WINDOW - (WINDOWS - 1) * EVERY * 32,
                 text=f"the loss repeats itself every {period} steps (correlation {correlation:.2f}): the same {period} "
                 "batches come again and again.",
-                advice="Look at the loader: is it made anew, or its generator or worker seed set again, every few steps? "
-                "Is shuffle off?",
+                advice="Look at the loader: is it made anew, or its generator or seed set again, every few steps? Is "
+                "shuffle off?",
                 evidence={"period": float(period), "correlation": correlation},
                 causes=(Cause.DATA_ORDER,),
             )
@@ -96,15 +96,15 @@ class DataOrder:
     def _neighbours(self, step: int, correlation: float | None, low: float | None) -> Iterable[Alert]:
         if correlation is None or low is None:
             return
-        self._alike = self._alike + 1 if low > ALIKE and self._wild > WILD else 0
-        if self._alike >= LOOKS and not self._said:
+        if low > ALIKE and self._wild > WILD and not self._said:
             self._said.add("alike")
             yield Alert(
                 kind="data-alike",
                 severity="critical",
                 step=step,
-                text=f"gradients of neighbouring steps correlate to {correlation:.2f} (above {low:.2f}), though the loss "
-                f"changes by {self._wild:.0%} from one to the next: their batches resemble each other, or gradients add up.",
+                text=f"gradients of neighbouring steps correlate to {correlation:.2f} (above {low:.2f}), though the "
+                f"loss changes by {self._wild:.0%} from one to the next: their batches resemble each other, or "
+                "gradients add up.",
                 advice="Shuffle the rows, and make sure that gradients are cleared at every step.",
                 evidence={CORRELATION: correlation, "change": self._wild},
                 causes=(Cause.ACCUMULATED_GRADIENTS, Cause.DATA_ORDER)
@@ -114,8 +114,7 @@ class DataOrder:
 
 
 def repetition(logs: Array) -> tuple[int, float, float, float]:
-    """The period at which changes of a series correlate the most, that correlation, the usual size of the others, and
-    that of neighbours.
+    """Where changes of a series correlate the most: that lag, the correlation, the usual size of all, that of lag 1.
 
     Args:
         logs: Shape (n,), with n at least three times the longest period.

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dyntune.detect.first_steps import FirstSteps
-from dyntune.detect.readings import Readings
-from dyntune.detect.watch import Watch
+from dyntune.detect.course import Course, Moment
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Array, Rows
 
@@ -44,43 +42,32 @@ class Pace:
     - *Too fast*: above 0.03 in three looks, with a loss above a tenth of its start.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch, self._readings = watch or Watch(), Readings()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._ratios: deque[float] = deque(maxlen=LOOKS)
-        self._highest, self._since, self._first = 0.0, 0, -1
-        self._constant = 0
-        self._is_adam = False
-        self._said: set[str] = set()
-        self._norm = math.nan
-        self._level = math.nan
-        self._steps = FirstSteps()
+        self._looks: deque[int] = deque(maxlen=LOOKS)  # their steps
         self._largest = 0.0  # of all ratios
-        self._looks: deque[int] = deque(maxlen=LOOKS)
+        self._highest, self._since = 0.0, 0  # learning rate, and when it last rose
+        self._constant = 0
+        self._norm = math.nan
+        self._said: set[str] = set()
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._readings.take(rows)
-        self._steps.take(rows)
-        self._is_adam = self._is_adam or "optimizer/beta2" in rows.names
-        for seen in self._watch.take(rows):
-            block = seen.block
-            step = int(block.steps[-1])
-            self._first = self._first if self._first >= 0 else int(block.steps[0])
-            self._note(block.lr, block.norm, step)
-            for reading in self._readings.advance(step):
+        for moment in self._course.take(rows):
+            self._note(moment.seen.block.lr, moment.seen.block.norm, moment.step)
+            for reading in moment.new:
                 found = [x for x in reading.kinds.get(RATIO, {}).values() if math.isfinite(x) and x > 0.0]
                 if found:
                     self._ratios.append(statistics.median(found))
                     self._looks.append(reading.step)
-                    if reading.step - self._first >= SEEN:
+                    if reading.step - moment.first.begun >= SEEN:
                         self._largest = max(self._largest, self._ratios[-1])
-            losses = block.loss[np.isfinite(block.loss)]
-            if losses.size and math.isfinite(seen.start) and len(self._ratios) == LOOKS:
-                self._level = float(np.median(losses))
-                yield from self._judge(step, self._level / seen.start if seen.start > 0.0 else math.nan)
+            if len(self._ratios) == LOOKS:
+                yield from self._judge(moment)
 
     def _note(self, lr: Array, norm: Array, step: int) -> None:
         high = float(np.fmax.reduce(lr))
@@ -92,14 +79,16 @@ class Pace:
         self._constant = self._constant + 1 if same else 0
         self._norm = float(known[-1]) if known.size else math.nan
 
-    def _judge(self, step: int, level: float) -> Iterable[Alert]:
+    def _judge(self, moment: Moment) -> Iterable[Alert]:
+        step, level, begun = moment.step, moment.first.share, moment.first.begun
         middle = statistics.median(self._ratios)
-        clipped = self._constant >= CONSTANT_BLOCKS and not self._is_adam
-        early = step - self._since >= SETTLED and step - self._first < LATEST
-        if "slow" not in self._said and early and level > FAR and self._is_slow(SMALL_CLIPPED if clipped else SMALL):
+        clipped = self._constant >= CONSTANT_BLOCKS and not moment.settings.is_adam
+        early = step - self._since >= SETTLED and step - begun < LATEST
+        slow = level > FAR and self._is_slow(SMALL_CLIPPED if clipped else SMALL)
+        if "slow" not in self._said and early and slow:
             self._said.add("slow")
-            yield self._slow(step, middle, level, clipped=clipped)
-        if "fast" not in self._said and level > 0.1 and min(self._ratios) > LARGE and self._looks[0] - self._first > FIRST:
+            yield self._slow(moment, middle, clipped=clipped)
+        if "fast" not in self._said and level > 0.1 and min(self._ratios) > LARGE and self._looks[0] - begun > FIRST:
             self._said.add("fast")
             yield Alert(
                 kind="too-fast",
@@ -116,10 +105,11 @@ class Pace:
         """Now, and ever: a network that has died has small steps, too, and another trouble."""
         return statistics.median(self._ratios) < limit and self._largest < BEFORE * limit
 
-    def _slow(self, step: int, middle: float, level: float, *, clipped: bool) -> Alert:
-        text = f"a step changes the median tensor by {middle:.1g} of its length, and the loss is still at {level:.0%} of "
-        text += "its start."
-        hidden = [x for x in self._readings.of("adam/below_eps/").values() if math.isfinite(x)]
+    def _slow(self, moment: Moment, middle: float, *, clipped: bool) -> Alert:
+        share = moment.first.share
+        text = f"a step changes the median tensor by {middle:.1g} of its length, and the loss is at {share:.0%} of its "
+        text += "start."
+        hidden = [x for x in moment.known.of("adam/below_eps/").values() if math.isfinite(x)]
         causes = [Cause.LR_TOO_LOW, Cause.LOSS_SCALE, Cause.CLIP_TOO_LOW]
         advice = "Raise the learning rate."
         if hidden and statistics.median(hidden) > 0.5:
@@ -130,21 +120,21 @@ class Pace:
             causes = [Cause.CLIP_TOO_LOW, Cause.LR_TOO_LOW, Cause.LOSS_SCALE]
             text += f" Every gradient is {self._norm:.3g} long: clipping makes it that."
             advice = "Raise the largest norm that clipping allows."
-        elif self._norm < QUIET * self._level:
+        elif self._norm < QUIET * moment.first.level:
             causes.insert(0, Cause.WRONG_LOSS)
-            text += f" The gradient is {self._norm / self._level:.1g} of the loss."
+            text += f" The gradient is {self._norm / moment.first.level:.1g} of the loss."
             advice = "Look at what the loss is given: probabilities where it takes logits?"
-        elif self._steps.fell and self._steps.threw:
+        elif moment.first.fell and moment.first.threw:
             causes.insert(0, Cause.WARMUP_MISSING)
             text += " The first steps, at a much higher learning rate, threw it up."
             advice = "Begin again with a warm-up."
         return Alert(
             kind="too-slow",
             severity="critical",
-            step=step,
+            step=moment.step,
             text=text,
             advice=advice,
-            evidence={"update/ratio_median": middle, "train/loss": self._level},
+            evidence={"update/ratio_median": middle, "train/loss": moment.first.level},
             causes=tuple(causes),
             recommender="dyntune.suggest_lr",
         )

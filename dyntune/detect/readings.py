@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from dyntune.monitor.rows import Rows
 
-__all__ = ["Reading", "Readings"]
+__all__ = ["Known", "Reading", "Readings"]
 
 KINDS = (
     "grad/log_rms/",
@@ -24,7 +24,14 @@ SINGLE = (
     *("grad/autocorr_raw_lag1", "grad/autocorr_raw_lag1.low"),
 )
 # Columns that every measurement of a kind has: rows without them are passed over at once.
-MARKS = ("grad/log_rms/", "update/ratio_median", "units/dead_max", "logits/max_abs", "attention/max_logit", "grad/autocorr_raw_lag1")
+MARKS = (
+    "grad/log_rms/",
+    "update/ratio_median",
+    "units/dead_max",
+    "logits/max_abs",
+    "attention/max_logit",
+    "grad/autocorr_raw_lag1",
+)
 
 
 @dataclass(frozen=True)
@@ -42,29 +49,48 @@ class Reading:
     single: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Known:
+    """The first and the latest measurement of each kind.
+
+    Args:
+        first: By prefix or column, the first reading that has it.
+        latest: The latest one.
+    """
+
+    first: Mapping[str, Reading] = field(default_factory=dict)
+    latest: Mapping[str, Reading] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Mapping[str, float]:
+        """Latest numbers of a kind, by layer or tensor; empty before there are some."""
+        return self.latest[kind].kinds[kind] if kind in self.latest else {}
+
+    def single(self, column: str) -> float:
+        """Latest number of a column; NaN before there is one."""
+        return self.latest[column].single[column] if column in self.latest else math.nan
+
+
 class Readings:
     """Keeps the first and the latest measurement of each kind.
 
     Measurements count once a later step is judged (:meth:`advance`), in whatever portions rows are handed over.
 
     Attributes:
-        first: By prefix or column, the first reading that has it.
-        latest: The latest one.
+        known: Of what was advanced to.
 
     Example:
         >>> from dyntune.monitor.rows import Row
         >>> readings = Readings()
         >>> rows = Rows.of([Row(step=3, values={"units/dead_max": 0.5, "units/dead/1": 0.5})])
         >>> readings.take(rows)
-        >>> readings.advance(3), readings.of("units/dead/")
+        >>> readings.advance(3), readings.known.of("units/dead/")
         ([], {})
-        >>> [reading.step for reading in readings.advance(4)], readings.of("units/dead/")
+        >>> [reading.step for reading in readings.advance(4)], readings.known.of("units/dead/")
         ([3], {'1': 0.5})
     """
 
     def __init__(self) -> None:
-        self.first: dict[str, Reading] = {}
-        self.latest: dict[str, Reading] = {}
+        self.known = Known()
         self._waiting: list[Reading] = []
 
     def take(self, rows: Rows) -> None:
@@ -77,19 +103,14 @@ class Readings:
             return []
         new = [reading for reading in self._waiting if reading.step < step]
         self._waiting = [reading for reading in self._waiting if reading.step >= step]
+        first, latest = dict(self.known.first), dict(self.known.latest)
         for reading in new:
             for key in (*reading.kinds, *reading.single):
-                self.first.setdefault(key, reading)
-                self.latest[key] = reading
+                first.setdefault(key, reading)
+                latest[key] = reading
+        if new:
+            self.known = Known(first, latest)
         return new
-
-    def of(self, kind: str) -> Mapping[str, float]:
-        """Latest numbers of a kind, by layer or tensor; empty before there are some."""
-        return self.latest[kind].kinds[kind] if kind in self.latest else {}
-
-    def single(self, column: str) -> float:
-        """Latest number of a column; NaN before there is one."""
-        return self.latest[column].single[column] if column in self.latest else math.nan
 
     def _read(self, rows: Rows) -> list[Reading]:
         names = rows.names

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import numpy as np
-
-from dyntune.detect.readings import Readings
-from dyntune.detect.watch import Watch
+from dyntune.detect.course import Course
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
 
 __all__ = ["LossScale"]
 
+ENTROPY = "logits/entropy"
 # Of a network that has not learnt to be over-confident yet, the mean cross-entropy is about the entropy of its answers.
 FACTOR = 4.0
 EARLY = 128  # steps, by which the first look was taken
-SAFE = 0.5  # of ln(10): with answers that are surer than this, the ratio says little
+SAFE = 0.5  # nats; of answers that are surer than this, the ratio says little
 
 
 class LossScale:
@@ -30,39 +28,31 @@ class LossScale:
         A classifier trained by its cross-entropy; a sum of several losses may be four times as large by right.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch, self._readings = watch or Watch(), Readings()
-        self._is_adam = self._done = False
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
+        self._done = False
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        if self._done:
-            return
-        self._readings.take(rows)
-        self._is_adam = self._is_adam or "optimizer/beta2" in rows.names
-        for seen in self._watch.take(rows):
-            self._readings.advance(int(seen.block.steps[-1]))
-            entropy = self._readings.single("logits/entropy")
-            losses = seen.block.loss[np.isfinite(seen.block.loss)]
-            if math.isnan(entropy):
+        for moment in self._course.take(rows):
+            entropy, loss = moment.known.single(ENTROPY), moment.first.level
+            if self._done or math.isnan(entropy):
                 continue
             self._done = True
-            if self._readings.latest["logits/entropy"].step > EARLY or entropy < SAFE or not losses.size:
-                return
-            ratio = float(np.median(losses)) / entropy
-            if not (ratio > FACTOR or 0.0 <= ratio < 1.0 / FACTOR):
-                return
+            ratio = loss / entropy if entropy > SAFE else math.nan
+            late = moment.known.latest[ENTROPY].step - moment.first.begun > EARLY
+            if late or not (ratio > FACTOR or 0.0 <= ratio < 1.0 / FACTOR):
+                continue
             yield Alert(
                 kind="loss-scale",
-                severity="warning" if self._is_adam else "critical",
-                step=int(seen.block.steps[-1]),
+                severity="warning" if moment.settings.is_adam else "critical",
+                step=moment.step,
                 text=f"the loss is {ratio:.2g} times the entropy of the network's answers, {entropy:.3g}: a mean "
                 "cross-entropy would be about as large as that, this early.",
                 advice="Look at the reduction of the loss, and at factors on it.",
-                evidence={"train/loss": float(np.median(losses)), "logits/entropy": entropy},
+                evidence={"train/loss": loss, ENTROPY: entropy},
                 causes=(Cause.LOSS_SCALE, Cause.WRONG_LOSS),
             )
-            return

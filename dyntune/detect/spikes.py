@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dyntune.detect.watch import Judged, Seen, Watch
+from dyntune.detect.course import Course
+from dyntune.detect.watch import Judged, Seen
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
 
@@ -27,13 +28,14 @@ class _Spike(ABC):
 
     kind: Literal["loss-spike", "gradient-spike"]
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch = watch or Watch()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._quiet_until = -1
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        for seen in self._watch.take(rows):
+        for moment in self._course.take(rows):
+            seen = moment.seen
             judged = self._judged(seen)
             if not judged.top > judged.threshold.value:
                 continue
@@ -62,7 +64,7 @@ class LossSpike(_Spike):
     gradient in the same step points to the batch, one in the eight steps before to the step that it caused.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
     def _judged(self, seen: Seen) -> Judged:
@@ -100,7 +102,7 @@ class GradientSpike(_Spike):
     """The gradient of a step far longer than its own scatter explains; a warning, as :class:`LossSpike`.
 
     Args:
-        watch: Shared with other detectors.
+        course: Shared with other detectors.
     """
 
     def _judged(self, seen: Seen) -> Judged:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
-from dyntune.detect.readings import Readings
+from dyntune.detect.readings import Known
 from dyntune.monitor.alerts import Cause
 
 __all__ = ["Onset", "Past", "Signs", "Suspicion", "suspects_of_no_progress", "suspects_of_rise"]
@@ -74,7 +74,7 @@ class Signs:
         groups: Factor between the learning rates of the first group and of the one that differs most.
     """
 
-    readings: Readings
+    readings: Known
     _: KW_ONLY
     start: float
     highest_lr: float
@@ -228,12 +228,17 @@ def _from_looks(suspects: _Suspects, signs: Signs, *, factor: float = 1.0) -> No
     dead = [layer for layer, share in readings.of("units/dead/").items() if share > MOST_DEAD]
     if dead:
         share = max(readings.of("units/dead/").values())
-        suspects.add(1.4 * factor, Cause.DEAD_UNITS, f"{share:.0%} of the units of {dead[0]} answer to no input.", where=dead)
+        suspects.add(
+            1.4 * factor, Cause.DEAD_UNITS, f"{share:.0%} of the units of {dead[0]} answer to no input.", where=dead
+        )
     hidden = [share for share in readings.of("adam/below_eps/").values() if math.isfinite(share)]
     if hidden and not dead and statistics.median(hidden) > EPS_SHARE:
         share = statistics.median(hidden)
         suspects.add(
-            1.3 * factor, Cause.EPS_TOO_LARGE, f"eps hides the second moment of {share:.0%} of the entries.", share=share
+            1.3 * factor,
+            Cause.EPS_TOO_LARGE,
+            f"eps hides the second moment of {share:.0%} of the entries.",
+            share=share,
         )
     rms = {name: x for name, x in readings.of("grad/log_rms/").items() if not math.isnan(x)}
     last = next(reversed(rms.values()), math.nan)
@@ -243,7 +248,7 @@ def _from_looks(suspects: _Suspects, signs: Signs, *, factor: float = 1.0) -> No
         suspects.add(1.2 * factor, Cause.VANISHING, text, where=weak)
 
 
-def _from_updates(suspects: _Suspects, readings: Readings, past: Sequence[Past]) -> None:
+def _from_updates(suspects: _Suspects, readings: Known, past: Sequence[Past]) -> None:
     """What the size of updates shows."""
     ratios = [r for r in readings.of("update/ratio/").values() if math.isfinite(r) and r > 0.0]
     middle = statistics.median(ratios) if ratios else math.nan

@@ -7,10 +7,8 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
-from dyntune.detect.first_steps import FirstSteps
-from dyntune.detect.readings import Reading, Readings
+from dyntune.detect.course import Course, Moment
+from dyntune.detect.readings import Reading
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
 
@@ -25,36 +23,42 @@ class OnLooks(ABC):
     """Asks every look which tensors or layers are at fault; those of several looks in a row are one alarm.
 
     What was said of a tensor is not said again until a look finds it sound.
+
+    Args:
+        course: Shared with other detectors.
     """
 
     looks = TWICE
     once = False  # further tensors are part of the same trouble until all that were named are sound again
 
-    def __init__(self) -> None:
-        self._readings = Readings()
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._seen: dict[str, int] = {}  # looks in a row, by tensor
         self._said: set[str] = set()
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._readings.take(rows)
-        for reading in self._readings.advance(1 << 62):
-            found = self.at_fault(reading)
-            if found is None:
-                continue
-            self._seen = {name: self._seen.get(name, 0) + 1 for name in found}
-            self._said &= found.keys()
-            new = [name for name, count in self._seen.items() if count >= self.looks and name not in self._said]
-            if new and not (self.once and self._said):
-                self._said.update(new)
-                yield self.alert(reading.step, {name: found[name] for name in new})
+        for moment in self._course.take(rows):
+            for reading in moment.new:
+                yield from self._look(reading, moment)
+
+    def _look(self, reading: Reading, moment: Moment) -> Iterable[Alert]:
+        found = self.at_fault(reading, moment)
+        if found is None:
+            return
+        self._seen = {name: self._seen.get(name, 0) + 1 for name in found}
+        self._said &= found.keys()
+        new = [name for name, count in self._seen.items() if count >= self.looks and name not in self._said]
+        if new and not (self.once and self._said):
+            self._said.update(new)
+            yield self.alert(reading.step, {name: found[name] for name in new}, moment)
 
     @abstractmethod
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, moment: Moment) -> Mapping[str, float] | None:
         """Tensors or layers with what is wrong of each; None where the reading says nothing about them."""
 
     @abstractmethod
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """Of all tensors that are newly at fault."""
 
 
@@ -71,11 +75,11 @@ class Frozen(OnLooks):
     raise it, too, if that happens after a first look.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._known: dict[str, None] = {}
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         ratios = reading.kinds.get(RATIO)
         if not ratios or not any(ratio > 0.0 for ratio in ratios.values()):
@@ -83,9 +87,9 @@ class Frozen(OnLooks):
         self._known |= dict.fromkeys(ratios)
         return {name: 0.0 for name in self._known if ratios.get(name, 0.0) == 0.0}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
-        latest = self._readings.of(RATIO)
+        latest = moment.known.of(RATIO)
         gone = [name for name in found if name not in latest]
         low = list(self._known)[: len(gone)] == gone and len(gone) > 1
         causes = (Cause.DISCONNECTED, Cause.FROZEN) if low else (Cause.FROZEN, Cause.DISCONNECTED)
@@ -114,18 +118,12 @@ class Vanishing(OnLooks):
     LEAST = -8.0
     EARLY = 128  # steps; a tensor that lost its gradient later has died, which is another fault
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._steps = FirstSteps()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._sound: set[str] = set()  # had a gradient at the first look
         self._looked = False
 
-    def update(self, rows: Rows) -> Iterable[Alert]:
-        """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._steps.take(rows)
-        yield from super().update(rows)
-
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         logs = {n: x for n, x in reading.kinds.get(GRADIENT, {}).items() if not math.isnan(x)}
         last = next(reversed(logs.values()), math.nan)
@@ -136,7 +134,7 @@ class Vanishing(OnLooks):
             self._looked, self._sound = True, logs.keys() - weak.keys()
         return {name: x for name, x in weak.items() if math.isfinite(x) or name not in self._sound}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
         nats = -max(found.values())
         times = "infinitely many times" if math.isinf(nats) else f"{math.exp(nats):.1g} times or more"
@@ -146,11 +144,9 @@ class Vanishing(OnLooks):
             step=step,
             text=f"the gradient of {named(found)} is {times} smaller than the last tensor's.",
             advice="Look at initial weights and saturating or dead activations there; add normalisation or skips.",
-            evidence={f"{GRADIENT}{name}": self._readings.of(GRADIENT)[name] for name in found},
+            evidence={f"{GRADIENT}{name}": moment.known.of(GRADIENT)[name] for name in found},
             causes=(Cause.LR_TOO_HIGH, Cause.WARMUP_MISSING, Cause.VANISHING)
-            if self._steps.threw
-            else (Cause.DEAD_UNITS, Cause.VANISHING)
-            if all(map(math.isinf, found.values()))
+            if moment.first.threw
             else (Cause.VANISHING, Cause.DEAD_UNITS),
             where=tuple(found),
         )
@@ -162,11 +158,11 @@ class Explosion(OnLooks):
     GREW = 7.0
     LEAST = 3  # looks before
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._past: dict[str, list[float]] = {}
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         logs = reading.kinds.get(GRADIENT)
         if not logs:
@@ -181,7 +177,7 @@ class Explosion(OnLooks):
                 del past[:-64]
         return found
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
         return Alert(
             kind="exploding",
@@ -189,7 +185,7 @@ class Explosion(OnLooks):
             step=step,
             text=f"the gradient of {named(found)} has grown {math.exp(min(found.values())):.1g} times or more.",
             advice="Clip the gradient, and look at the normalisation and the learning rate of these layers.",
-            evidence={f"{GRADIENT}{name}": self._readings.of(GRADIENT)[name] for name in found},
+            evidence={f"{GRADIENT}{name}": moment.known.of(GRADIENT)[name] for name in found},
             causes=(Cause.EXPLODING, Cause.LR_TOO_HIGH),
             where=tuple(found),
         )
@@ -210,17 +206,11 @@ class DeadUnits(OnLooks):
     MOST, FROM_THE_START = 0.6, 0.9
     EARLY = 128  # steps, by which the first look was taken
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._first: dict[str, float] = {}
-        self._steps = FirstSteps()
 
-    def update(self, rows: Rows) -> Iterable[Alert]:
-        """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._steps.take(rows)
-        yield from super().update(rows)
-
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         shares = reading.kinds.get("units/dead/")
         if not shares:
@@ -229,13 +219,13 @@ class DeadUnits(OnLooks):
             self._first = dict(shares)
         return {layer: share for layer, share in shares.items() if share > self.MOST}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
         made = any(self._first.get(layer, 0.0) > self.FROM_THE_START for layer in found)
-        if made and not self._steps.threw and not self._steps.fell:
+        if made and not moment.first.threw and not moment.first.fell:
             causes = (Cause.DEAD_UNITS, Cause.VANISHING, Cause.LR_TOO_HIGH)
             said, advice = "from the start", "Look at initial weights and biases, or use an activation that leaks."
-        elif self._steps.fell:
+        elif moment.first.fell:
             causes = (Cause.WARMUP_MISSING, Cause.LR_TOO_HIGH, Cause.DEAD_UNITS)
             said, advice = "since the learning rate was highest, in the first steps", "Begin again with a warm-up."
         else:
@@ -267,19 +257,7 @@ class EpsTooLarge(OnLooks):
     LEARNT = 0.02
     USUAL_EPS = 1e-7  # 1e-8 is torch's default, 1e-7 Keras'
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._steps = FirstSteps()
-        self._eps = math.nan
-
-    def update(self, rows: Rows) -> Iterable[Alert]:
-        """See :class:`~dyntune.monitor.alerts.Detector`."""
-        self._steps.take(rows)
-        if "optimizer/eps" in rows.names:
-            self._eps = float(np.nanmax(rows.column("optimizer/eps")))
-        yield from super().update(rows)
-
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         logs = reading.kinds.get(GRADIENT, {})
         shares = {
@@ -289,14 +267,15 @@ class EpsTooLarge(OnLooks):
         }
         if not shares:
             return None
-        if not statistics.median(shares.values()) > self.MOST or self._steps.share < self.LEARNT:
+        if not statistics.median(shares.values()) > self.MOST or moment.first.share < self.LEARNT:
             return {}
         return {n: x for n, x in shares.items() if x > self.MOST}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
-        small = self._eps <= self.USUAL_EPS
-        what = f"eps ({self._eps:g}) hides" if math.isfinite(self._eps) else "eps hides"
+        eps = moment.settings.of("eps")
+        small = eps <= self.USUAL_EPS
+        what = f"eps ({eps:g}) hides" if math.isfinite(eps) else "eps hides"
         return Alert(
             kind="eps-too-large",
             severity="critical",
@@ -320,11 +299,11 @@ class GroupRate(OnLooks):
     looks = 3
     FACTOR = math.log(100.0)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, course: Course | None = None) -> None:
+        super().__init__(course)
         self._count = 0
 
-    def at_fault(self, reading: Reading) -> Mapping[str, float] | None:
+    def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
         """See :class:`OnLooks`."""
         ratios = {n: x for n, x in reading.kinds.get(RATIO, {}).items() if math.isfinite(x) and x > 0.0}
         if len(ratios) < 4:
@@ -335,9 +314,9 @@ class GroupRate(OnLooks):
             return {}
         return {name: x for name, x in ratios.items() if abs(math.log(x) - middle) > self.FACTOR}
 
-    def alert(self, step: int, found: Mapping[str, float]) -> Alert:
+    def alert(self, step: int, found: Mapping[str, float], moment: Moment) -> Alert:
         """See :class:`OnLooks`."""
-        middle = statistics.median(x for x in self._readings.of(RATIO).values() if math.isfinite(x))
+        middle = statistics.median(x for x in moment.known.of(RATIO).values() if math.isfinite(x))
         first = next(iter(found.values()))
         return Alert(
             kind="group-rate",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from dyntune.detect.course import WIRING, Course, Wired
 from dyntune.detect.tensors import named
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
 
 __all__ = ["Unwired"]
 
-FROZEN, UNREACHED, UNHELD = "grad/frozen", "grad/unreached", "update/unheld"
+FROZEN, UNREACHED, UNHELD = WIRING
 LEADING = "grad/unreached/leading"
 # Without a change for so long: experts, heads and accumulated parts that take turns have had theirs.
 LASTING = 64
@@ -43,44 +44,41 @@ class Unwired:
     Said once of each kind, after 64 steps without a change in it, so that parts that take turns raise no alarm.
 
     False alarms: layers that are frozen on purpose while training goes on look like these, and are said to.
+
+    Args:
+        course: Shared with other detectors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, course: Course | None = None) -> None:
+        self._course = course or Course()
         self._found: dict[str, _State] = {}
         self._before: dict[str, tuple[str, ...]] = {}  # what was missing at the first look
         self._leading = 0.0
-        self._first: int | None = None
         self._said: set[str] = set()
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
-        if not len(rows):
-            return
-        if self._first is None:
-            self._first = int(rows.steps[0])
-        names = rows.names
-        if any(kind in names for kind in (FROZEN, UNREACHED, UNHELD)):
-            for row in rows:
-                self._take(row.step, row.values, row.labels)
-        last = int(rows.steps.max())
-        for kind, state in self._found.items():
-            if state.count and kind not in self._said and last - state.since >= LASTING:
-                self._said.add(kind)
-                alert = self._alert(kind, state, last)
-                if alert is not None:
-                    yield alert
+        for moment in self._course.take(rows):
+            for wired in moment.wired:
+                self._take(wired, moment.first.begun)
+            for kind, state in self._found.items():
+                if state.count and kind not in self._said and moment.step - state.since >= LASTING:
+                    self._said.add(kind)
+                    alert = self._alert(kind, state, moment.step)
+                    if alert is not None:
+                        yield alert
 
-    def _take(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> None:
-        for kind in (FROZEN, UNREACHED, UNHELD):
-            count = values.get(kind)
+    def _take(self, wired: Wired, begun: int) -> None:
+        for kind in WIRING:
+            count = wired.values.get(kind)
             if count is None:
                 continue
-            names = tuple(labels.get(kind, "").split("\n")) if count else ()
-            if kind not in self._found and step <= (self._first or 0) + EARLY:
+            names = tuple(wired.labels.get(kind, "").split("\n")) if count else ()
+            if kind not in self._found and wired.step - begun <= EARLY:
                 self._before[kind] = names
-            self._found[kind] = _State(step, count, values.get(f"{kind}/share") or 0.0, names)
+            self._found[kind] = _State(wired.step, count, wired.values.get(f"{kind}/share") or 0.0, names)
             self._said.discard(kind)
-            self._leading = values.get(LEADING, self._leading) or 0.0
+            self._leading = wired.values.get(LEADING, self._leading) or 0.0
 
     def _alert(self, kind: str, state: _State, step: int) -> Alert | None:
         new = tuple(name for name in state.names if name not in self._before.get(kind, ()))

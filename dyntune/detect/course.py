@@ -1,0 +1,171 @@
+"""A run as detectors see it, block by block, each with what was known by then: :class:`Course`, :class:`Moment`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from dyntune.detect.first_steps import FirstSteps
+from dyntune.detect.readings import Known, Reading, Readings
+from dyntune.detect.watch import Seen, Watch
+from dyntune.monitor.rows import Rows
+
+__all__ = ["Course", "Moment", "Settings", "Wired"]
+
+WIRING = ("grad/frozen", "grad/unreached", "update/unheld")
+RATE = "train/lr/"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the optimizer.
+
+    Args:
+        numbers: By column, without ``optimizer/``.
+        groups: Names of the parameters of groups but the first.
+        rates: Learning rates of groups by that of the first, where they differ.
+    """
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    rates: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, name: str, group: int = 0) -> float:
+        """A number of a group, which is the first one's where it does not differ; NaN where it is not known."""
+        first = self.numbers.get(name, math.nan)
+        return self.numbers.get(f"{name}/{group}", first) if group else first
+
+    @property
+    def is_adam(self) -> bool:
+        """Whether steps do not scale with the loss."""
+        return "beta2" in self.numbers
+
+    @property
+    def furthest_rate(self) -> float:
+        """The factor between learning rates that is furthest from 1."""
+        return max(self.rates.values(), key=lambda factor: abs(math.log(factor)), default=1.0)
+
+
+@dataclass(frozen=True)
+class Wired:
+    """That parameters take part, or no longer do; see :class:`dyntune.monitor.wiring.Wiring`."""
+
+    step: int
+    values: Mapping[str, float | None]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A block, with everything that was recorded by its last step.
+
+    Args:
+        seen: The block and its scores.
+        new: Looks at single tensors and layers since the block before.
+        known: The latest of each kind.
+        settings: Of the optimizer.
+        wired: What changed since the block before.
+        first: What the first steps did.
+    """
+
+    seen: Seen
+    new: tuple[Reading, ...]
+    known: Known
+    settings: Settings
+    wired: tuple[Wired, ...]
+    first: FirstSteps
+
+    @property
+    def step(self) -> int:
+        """The last one of the block."""
+        return int(self.seen.block.steps[-1])
+
+
+class Course:
+    """Reads rows once for all detectors that share it; what they see does not depend on how rows were portioned.
+
+    Attributes:
+        lr: The latest learning rate of the first group, whether a block is full or not.
+
+    Example:
+        >>> from dyntune.monitor.rows import Row
+        >>> rows = Rows.of(Row(step=i, values={"train/loss": 1.0, "optimizer/eps": 1e-8}) for i in range(70))
+        >>> [(moment.step, moment.settings.of("eps")) for moment in Course().take(rows)]
+        [(31, 1e-08), (63, 1e-08)]
+    """
+
+    def __init__(self) -> None:
+        self._watch, self._readings = Watch(), Readings()
+        self._settings, self._first = Settings(), FirstSteps()
+        self._waiting: list[tuple[int, Settings]] = []
+        self._wired: list[Wired] = []
+        self._newest = Settings()
+        self.lr = math.nan
+        self._rows: Rows | None = None
+        self._moments: list[Moment] = []
+
+    @property
+    def newest(self) -> Settings:
+        """Of the optimizer, whether a block is full or not."""
+        return self._newest
+
+    def take(self, rows: Rows) -> list[Moment]:
+        """More rows; the blocks that are full now. The same rows again: the same ones."""
+        if rows is not self._rows:
+            self._rows = rows
+            self._note(rows)
+            self._readings.take(rows)
+            self._moments = [self._moment(seen) for seen in self._watch.take(rows)]
+        return self._moments
+
+    def _moment(self, seen: Seen) -> Moment:
+        step = int(seen.block.steps[-1])
+        while self._waiting and self._waiting[0][0] <= step:
+            self._settings = self._waiting.pop(0)[1]
+        wired = tuple(item for item in self._wired if item.step <= step)
+        if wired:
+            self._wired = [item for item in self._wired if item.step > step]
+        self._first = self._first.after(seen)
+        new = tuple(self._readings.advance(step))
+        return Moment(seen, new, self._readings.known, self._settings, wired, self._first)
+
+    def _note(self, rows: Rows) -> None:
+        names = rows.names
+        if "train/lr" in names:
+            rates = rows.column("train/lr")
+            rates = rates[np.isfinite(rates)]
+            self.lr = float(rates[-1]) if rates.size else self.lr
+        for name in names:
+            if name.startswith(RATE):
+                self._note_rate(rows, name)
+        if not any(name.startswith("optimizer/") or name in WIRING for name in names):
+            return
+        for row in rows:
+            numbers = {n.removeprefix("optimizer/"): x for n, x in row.values.items() if n.startswith("optimizer/")}
+            known = {name: x for name, x in numbers.items() if x is not None}
+            if known:
+                groups = {int(n[6:]): tuple(text.split("\n")) for n, text in row.labels.items() if n[:6] == "group/"}
+                newest = self._newest
+                self._put(
+                    row.step,
+                    replace(newest, numbers={**newest.numbers, **known}, groups={**newest.groups, **groups}),
+                )
+            if any(kind in row.values for kind in WIRING):
+                self._wired.append(Wired(row.step, row.values, row.labels))
+
+    def _note_rate(self, rows: Rows, name: str) -> None:
+        ratios = rows.column(name) / rows.column("train/lr")
+        at = np.flatnonzero(np.isfinite(ratios) & (ratios > 0.0))
+        if not at.size:
+            return
+        index, factor = int(name.removeprefix(RATE)), float(ratios[at[-1]])
+        before = self._newest.rates.get(index, math.nan)
+        if not abs(factor / before - 1.0) < 0.01:
+            self._put(int(rows.steps[at[0]]), replace(self._newest, rates={**self._newest.rates, index: factor}))
+
+    def _put(self, step: int, settings: Settings) -> None:
+        self._newest = settings
+        self._waiting.append((step, settings))
