@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["GradientGrowth"]
 GREW = 10.0
 FIRST = 4  # blocks before anything is compared: signals grow while a network leaves its initial point
 LASTING = 2  # blocks in a row
+LAG = 4  # blocks that do not count as before yet
 STALE = 2.3  # times what the second moment expects; see dyntune.detect.inside.Staleness
 REMEMBERS = 0.999  # beta2 from which on a growing gradient is a danger by itself
 
@@ -35,6 +37,7 @@ class GradientGrowth:
     def __init__(self, course: Course | None = None) -> None:
         self._course = course or Course()
         self._highest = 0.0
+        self._latest: deque[float] = deque(maxlen=LAG + 1)
         self._blocks = self._above = 0
         self._said = False
 
@@ -47,14 +50,16 @@ class GradientGrowth:
                 continue
             self._blocks += 1
             level = float(np.median(norms))
-            if self._blocks > FIRST and level > GREW * self._highest > 0.0:
+            self._latest.append(level)
+            if self._blocks > FIRST + LAG and level > GREW * self._highest > 0.0:
                 self._above += 1
                 if self._above >= LASTING and not self._said:
                     self._said = True
                     yield self._alert(moment, level)
             else:
                 self._above = 0
-                self._highest = max(self._highest, level)
+                if len(self._latest) > LAG:  # what grows slowly is compared with what it was a while ago
+                    self._highest = max(self._highest, self._latest[-1 - LAG])
 
     def _alert(self, moment: Moment, level: float) -> Alert:
         causes = [Cause.EXPLODING, Cause.LR_TOO_HIGH]

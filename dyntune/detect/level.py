@@ -25,7 +25,7 @@ BLOCKS = 4  # in a row, all of them: 128 steps
 # Share of the progress that is lost. In 63 healthy runs of the benchmark's tune half (8,000 steps each, among them
 # curriculum switches, restarts and batches of one) it was 0.12 at most, but for two: 0.37 after a curriculum switch,
 # and 0.9 in a ramp that began with batches so small that training broke down for some hundred steps.
-LOST, LOST_MUCH = 0.2, 0.3
+LOST, LOST_MUCH = 0.2, 0.25
 OVER = 0.2  # of the start's own size, above the start; in the same runs no such 128 steps were above it
 FAR_OVER = 0.5  # likewise, of a single block
 RECOVERS = 0.75  # of the highest of the latest blocks, above the best: below it the loss is on its way back
@@ -42,12 +42,12 @@ Kind = Literal["lost", "above", "stuck"]
 class LossLevel:
     """The loss has come back up, has outgrown its start, or has not moved from it.
 
-    Compares medians of 32 steps. *Lost progress*: four in a row lie more than a fifth (warning) or three tenths
+    Compares medians of 32 steps. *Lost progress*: four in a row lie more than a fifth (warning) or a quarter
     (critical, unless the loss is already on its way down again) of the way back from the best level to the start.
-    *Above the start*: four in a row lie above 1.2 times the start. *Stuck*: after 512 steps whose learning rate does
-    not rise any more the loss is within 5% of the start and falls no further; critical only together with a mechanism
-    that explains it. Each is said once until the loss has recovered. What explains it is looked for among the learning
-    rate, the gradient norm and the latest look at single tensors.
+    *Above the start*: four in a row lie above 1.2 times the start, or one above 1.5 times. *Stuck*: after 512 steps
+    whose learning rate does not rise any more the loss is within 5% of the start and falls no further. Each is said
+    once until the loss has recovered. What explains it is looked for among the learning rate, the gradient norm and the
+    latest look at single tensors.
 
     Args:
         course: Shared with other detectors.

@@ -18,8 +18,11 @@ CORRELATION = "grad/autocorr_raw_lag1"
 SHORTEST, LONGEST = 3, 64  # periods; two in turn are what the edge of stability looks like
 REPEATS = 0.7  # correlation with the loss a period ago; of 48 healthy runs of the tune half none passed 0.41
 ELSEWHERE = 0.5  # typical size of the correlation at other lags, above which the loss oscillates and does not repeat
+NEARLY = 0.9  # of the largest correlation
 WINDOWS = 3  # in a row with the same period
 CLIP = 4.0  # robust standard deviations, so that a spike is no period
+# Above it, in windows in a row that overlap, changes of the loss follow from the one before.
+FOLLOWS, FOLLOWING = -0.25, 4
 UNLIKE = -0.2  # lag-1 correlation of changes; of batches that differ it is -1/2, of a smooth oscillation positive
 # Lag-1 correlation of gradients, its lower limit, that batches have that resemble each other. In 78 healthy runs of the
 # tune half only training on the full batch passes it, where the loss is smooth.
@@ -35,7 +38,8 @@ class DataOrder:
       three windows of 192 steps in a row, and not at other lags: the loader deals the same few batches again and again.
     - *Alike*: gradients of neighbouring steps correlate to more than 0.5 (lower limit of a burst's interval), while
       the loss changes by more than 5% from step to step: neighbouring batches resemble each other, as sorted rows do,
-      or gradients add up because nothing clears them.
+      or gradients add up because nothing clears them. Or the loss changes as much, and these changes follow from one
+      another: over four windows they correlate to more than -0.25, where independent batches give -0.5.
 
     False alarms: training on the full batch has correlated gradients, and a smooth loss, hence the change that is asked
     for.
@@ -48,7 +52,7 @@ class DataOrder:
         self._course = course or Course()
         self._losses: Array = np.empty(0)
         self._blocks = 0
-        self._period, self._same = 0, 0
+        self._period, self._same, self._follows = 0, 0, 0
         self._wild = 0.0
         self._said: set[str] = set()
 
@@ -60,7 +64,7 @@ class DataOrder:
                 low = reading.single.get(f"{CORRELATION}.low")
                 yield from self._neighbours(reading.step, reading.single.get(CORRELATION), low)
             if seen.changed:
-                self._losses, self._same = np.empty(0), 0
+                self._losses, self._same, self._follows = np.empty(0), 0, 0
             self._losses = np.concatenate([self._losses, seen.block.loss])[-WINDOW:]
             self._blocks += 1
             losses = self._losses
@@ -78,6 +82,20 @@ class DataOrder:
             self._period = period
         else:
             self._same = 0
+        self._follows = self._follows + 1 if next_one > FOLLOWS and self._wild > WILD else 0
+        if self._follows >= FOLLOWING and not self._said:
+            self._said.add("alike")
+            yield Alert(
+                kind="data-alike",
+                severity="critical",
+                step=step,
+                since=step - WINDOW - (FOLLOWING - 1) * EVERY * 32,
+                text=f"losses of neighbouring batches are alike: they change by {self._wild:.0%} from step to step, "
+                f"and these changes correlate to {next_one:.2f}, where independent batches give -0.5.",
+                advice="Shuffle the rows, and make sure that gradients are cleared at every step.",
+                evidence={"correlation": next_one, "change": self._wild},
+                causes=(Cause.DATA_ORDER, Cause.ACCUMULATED_GRADIENTS, Cause.LR_TOO_HIGH),
+            )
         if self._same >= WINDOWS and "repeats" not in self._said:
             self._said.add("repeats")
             yield Alert(
@@ -132,5 +150,6 @@ def repetition(logs: Array) -> tuple[int, float, float, float]:
     parts = changes.size - np.arange(LONGEST + 1)
     correlations = (lagged / parts) / (lagged[0] / changes.size)
     tried = correlations[SHORTEST:]
-    best = int(np.argmax(tried))
+    # Multiples of a period correlate as well, so the first that nearly does is the period.
+    best = int(np.argmax(tried > NEARLY * max(float(tried.max()), 0.0)))
     return best + SHORTEST, float(tried[best]), float(np.median(np.abs(tried))), float(correlations[1])
