@@ -19,7 +19,7 @@ RATIO = "update/ratio/"
 LOOKS = 3  # of single tensors; their median
 # Of a tensor's length a step. The usual is 1e-3; healthy runs of the benchmark's tune half had 2e-3 to 2e-2 until the
 # loss had come down by half.
-SMALL, LARGE = 8e-4, 0.03
+SMALL, LARGE = 8e-4, 0.05
 SMALL_CLIPPED = 1.5e-3  # where clipping makes every gradient of one length
 SETTLED = 192  # steps after the learning rate last rose
 LATEST = 1024  # steps after which a small update may be that of a network that has learnt what there is
@@ -39,7 +39,7 @@ class Pace:
     - *Too slow*: below 8e-4 a step in three looks, in the first thousand steps, with a learning rate that has stopped
       rising and a loss above 0.45 of its start. Where clipping cuts every gradient to one length and the
       optimizer is not of Adam's kind (which does not notice), below 1.5e-3.
-    - *Too fast*: above 0.03 in three looks, with a loss above a tenth of its start.
+    - *Too fast*: above 0.05 in three looks after the first 128 steps, with a loss above a tenth of its start.
 
     Args:
         course: Shared with other detectors.
