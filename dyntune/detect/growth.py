@@ -14,8 +14,8 @@ from dyntune.monitor.rows import Rows
 
 __all__ = ["GradientGrowth"]
 
-# Times the highest median of 32 steps from before. In 78 healthy runs of the tune half it was 2.7 at most from the fifth
-# block on, and 10.9 in one that left a plateau at the start.
+# Times the highest median of 32 steps from before. In 78 healthy runs of the tune half it was 2.7 at most from the
+# fifth block on, and 10.9 in one that left a plateau at the start.
 GREW = 30.0
 FIRST = 4  # blocks before anything is compared: signals grow while a network leaves its initial point
 LASTING = 2  # blocks in a row
