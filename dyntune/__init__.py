@@ -30,6 +30,8 @@ from dyntune.monitor.checkpoints import trace_checkpoints as trace_checkpoints
 from dyntune.monitor.load import load_run as load_run
 from dyntune.monitor.monitor import Monitor as Monitor
 from dyntune.monitor.run import Run as Run
+from dyntune.monitor.story import Story as Story
+from dyntune.monitor.story import explain as explain
 from dyntune.numerics.operator import LinearOperator as LinearOperator
 from dyntune.objective.losses import Loss as Loss
 from dyntune.objective.team import Team as Team

@@ -1,4 +1,4 @@
-"""The command line: ``dyntune demo``, ``lr``, ``watch``, ``report`` and ``export``."""
+"""The command line: ``dyntune demo``, ``lr``, ``watch``, ``explain``, ``report`` and ``export``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dyntune import __version__
-from dyntune.commands import export, lr, report, watch
+from dyntune.commands import explain, export, lr, report, watch
 from dyntune.errors import DyntuneError
 
 __all__ = ["main"]
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean little")
     demo.set_defaults(run=_demo)
     lr.add(commands, say=_say)
+    explain.add(commands, say=_say)
     export.add(commands, say=_say)
     report.add(commands, say=_say)
     watch.add(commands, say=_say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from dyntune.monitor.monitor import Monitor
@@ -25,7 +26,16 @@ class Attachment:
         self._options = dict(options)
 
     def begin(
-        self, model: nn.Module, optimizer: Any, *, main: bool, accumulate: int, scaler: Any, clipped: bool
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        main: bool,
+        accumulate: int,
+        scaler: Any,
+        clipped: bool,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         """Attach a monitor to the optimizer.
 
@@ -36,6 +46,8 @@ class Attachment:
             accumulate: Batches per step.
             scaler: The gradient scaler, if any.
             clipped: Whether gradients are clipped.
+            clip_norm: What their norm is clipped to.
+            autocast: Dtype of mixed precision.
 
         Raises:
             DyntuneError: As :class:`dyntune.Monitor` and its ``load_state_dict``.
@@ -47,6 +59,7 @@ class Attachment:
         if not main:
             options["sinks"] = ()
         found = {"accumulate": accumulate, "scaler": scaler, "clipped": clipped}
+        found |= {"clip_norm": clip_norm, "autocast": autocast}
         self.monitor = Monitor(model, optimizer, **options, **found)
         if state is not None:
             try:
@@ -54,6 +67,11 @@ class Attachment:
             except BaseException:
                 self.close()
                 raise
+
+    def forward_begins(self) -> None:
+        """The framework is about to run the model on the next batch."""
+        if self.monitor is not None:
+            self.monitor._forward_begins()
 
     def observe(self, loss: Any, batch: Any) -> None:
         """Pass on the loss of a batch and the batch, before the step."""

@@ -38,6 +38,8 @@ else:
 
 __all__ = ["MonitorCallback"]
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by the trainer's name of the precision
+
 
 class MonitorCallback(Callback):
     """Watches a fit: a :class:`dyntune.Monitor` on the optimizer from its first step to its end, also by an exception.
@@ -59,6 +61,7 @@ class MonitorCallback(Callback):
         on_error: As for :class:`dyntune.Monitor`.
         optimizer_index: Which one of several optimizers is watched; losses are then not recorded, since nothing says
             which optimizer they are for.
+        replay: As for :class:`dyntune.Monitor`; clipping and mixed precision are the trainer's.
         seed: As for :class:`dyntune.Monitor`.
 
     Raises:
@@ -93,6 +96,7 @@ class MonitorCallback(Callback):
         detectors: Literal["default"] | Sequence[Detector] = "default",
         on_error: OnFailure = "warn",
         optimizer_index: int | None = None,
+        replay: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class MonitorCallback(Callback):
             "log": log,
             "resume": resume,
         }
-        options |= {"sinks": sinks, "detectors": detectors, "on_error": on_error, "seed": seed}
+        options |= {"sinks": sinks, "detectors": detectors, "on_error": on_error, "replay": replay, "seed": seed}
         self._attachment = Attachment(options)
         self._index = optimizer_index
         self._scaler: Any = None
@@ -135,11 +139,14 @@ class MonitorCallback(Callback):
             accumulate=accumulate,
             scaler=self._scaler if count == 1 else None,
             clipped=bool(trainer.gradient_clip_val),
+            clip_norm=_clip_norm(trainer),
+            autocast=AUTOCAST.get(str(trainer.precision)),
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the batch until its loss comes."""
         self._batch = batch
+        self._attachment.forward_begins()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """Pass on the loss, as it was before it was divided and scaled, and the batch."""
@@ -172,3 +179,9 @@ class MonitorCallback(Callback):
     def _close(self) -> None:
         self._batch = None
         self._attachment.close()
+
+
+def _clip_norm(trainer: Trainer) -> float | None:
+    """What the whole gradient's norm is clipped to; None where it is not, or single entries are."""
+    limit, kind = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    return float(limit) if limit and getattr(kind, "value", kind) in (None, "norm") else None

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from dyntune.errors import InvalidArgumentError, MissingDependencyError
 from dyntune.integrations.attachment import Attachment
 from dyntune.monitor.alerts import Detector
@@ -52,6 +54,7 @@ class MonitorCallback(TrainerCallback):
         sinks: As for :class:`dyntune.Monitor`.
         detectors: As for :class:`dyntune.Monitor`.
         on_error: As for :class:`dyntune.Monitor`.
+        replay: As for :class:`dyntune.Monitor`; clipping and mixed precision are the trainer's.
         seed: As for :class:`dyntune.Monitor`.
 
     Raises:
@@ -85,6 +88,7 @@ class MonitorCallback(TrainerCallback):
         sinks: Sequence[Sink] = (),
         detectors: Literal["default"] | Sequence[Detector] = "default",
         on_error: OnFailure = "warn",
+        replay: int = 0,
         seed: int = 0,
     ) -> None:
         if not all(hasattr(trainer, name) for name in ("training_step", "add_callback", "accelerator", "args")):
@@ -99,7 +103,7 @@ class MonitorCallback(TrainerCallback):
             "log": log,
             "resume": resume,
         }
-        options |= {"sinks": sinks, "detectors": detectors, "on_error": on_error, "seed": seed}
+        options |= {"sinks": sinks, "detectors": detectors, "on_error": on_error, "replay": replay, "seed": seed}
         self._attachment = Attachment(options)
         self._trainer: Any = trainer
         self._replaced: tuple[Any, ...] | None = None  # what stood in the place of our training_step, if anything did
@@ -121,6 +125,8 @@ class MonitorCallback(TrainerCallback):
             accumulate=args.gradient_accumulation_steps,
             scaler=self._trainer.accelerator.scaler,
             clipped=bool(args.max_grad_norm),
+            clip_norm=args.max_grad_norm or None,
+            autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         )
         own = vars(self._trainer)
         original = self._trainer.training_step
@@ -128,6 +134,7 @@ class MonitorCallback(TrainerCallback):
 
         def training_step(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
             batch = dict(inputs)
+            self._attachment.forward_begins()
             try:
                 loss = original(model, inputs, *more, **named)
             except BaseException:

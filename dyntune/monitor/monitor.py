@@ -26,6 +26,7 @@ from dyntune.monitor.measuring import Measuring, OnRequest
 from dyntune.monitor.processes import place_of
 from dyntune.monitor.provenance import provenance
 from dyntune.monitor.recorder import Recorder
+from dyntune.monitor.replayed import Explaining, check_length
 from dyntune.monitor.run import Run
 from dyntune.monitor.session import Session
 from dyntune.monitor.settings import Settings
@@ -87,6 +88,10 @@ class Monitor:
         scaler: A gradient scaler, to count the steps that it skips.
         accumulate: Batches per step, for that count.
         clipped: Whether gradients are clipped before the step; None: unknown, and recorded as that.
+        replay: Keep the last so many steps, at least 8, and after an alert replay them on a copy with one change each,
+            to find the smallest that averts it; see :doc:`/concepts/replay`. 0: off.
+        clip_norm: What the loop clips the gradient's norm to, for replays; None: it does not, or they find out.
+        autocast: Dtype of the loop's mixed precision, for replays; None: none.
         seed: Of sketches and search directions; the global generators are not touched.
 
     Raises:
@@ -101,7 +106,8 @@ class Monitor:
         Both hooks together take some 10 microseconds on a step on which nothing is measured, and its part of a record 5
         to 10; where that is above the budget, records are written less often, and the norm of the gradient is taken
         at some steps only (``benchmarks/monitor_overhead.py``). Two copies of the parameters at the end of a burst, and
-        up to five batches for the whole run.
+        up to five batches for the whole run. With ``replay``: two copies of parameters and optimizer state, the last
+        batches, and after an alert some ten times the kept steps.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -133,17 +139,23 @@ class Monitor:
         scaler: Any = None,
         accumulate: int = 1,
         clipped: bool | None = None,
+        replay: int = 0,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
         if accumulate < 1:
             raise InvalidArgumentError(f"accumulate={accumulate}: a step is made of at least one batch.")
         if loss_fn is not None and criterion is not None:
             raise InvalidArgumentError("both loss_fn and criterion were given: which one is minimised? Pass one.")
+        check_length(replay)
+        clipped = True if clipped is None and clip_norm is not None else clipped
         self.optimizer = base_optimizer(optimizer)
         self.overhead = overhead
         place, budget = place_of(model), Budget(overhead)
         breaker = Breaker(on_error, lambda name, **detail: self._session.event(name, **detail))
         options = {"overhead": overhead, "accumulate": accumulate, "seed": seed, "clipped": clipped}
+        options |= {"replay": replay} if replay else {}
         writer = RunWriter(
             log,
             provenance(what="Monitor", optimizer=self.optimizer, **options),
@@ -180,6 +192,21 @@ class Monitor:
             flush=self._flush,
             above_start=lambda: self._losses.above_start,
             seed=seed,
+        )
+        self._replay = (
+            Explaining(
+                session,
+                model,
+                loss_fn,
+                criterion,
+                length=replay,
+                accumulate=accumulate,
+                scaler=scaler,
+                clip_norm=clip_norm,
+                autocast=autocast,
+            )
+            if replay
+            else None
         )
         self._counts_skips = scaler is not None
         self._introduced = self._closed = False
@@ -243,6 +270,8 @@ class Monitor:
                 self._measuring.keep(batch)
             if began is not None:
                 budget.book_hooks(thread_time() - began)
+            if self._replay is not None:
+                self._replay.observed(loss, batch)
         except Exception as error:
             self._session.breaker.failed("observe", error)
 
@@ -307,6 +336,8 @@ class Monitor:
         self._losses.start = [float(loss) for loss in start]
         self._landing.restart()
         self._looking.drop()
+        if self._replay is not None:
+            self._replay.restart()
 
     def close(self) -> None:
         """Remove the hooks, record what is left, close the log and the sinks. May be called again."""
@@ -317,6 +348,8 @@ class Monitor:
         try:
             session.guarded("log", self._looking.drop)
             session.guarded("log", self._flush_all)
+            if self._replay is not None:
+                self._replay.end()
             session.guarded("log", self._summary)
         finally:
             self._closed = True
@@ -330,6 +363,8 @@ class Monitor:
     ) -> None:
         if kind is not None and not self._closed:
             self._session.guarded("log", lambda: self._session.event("stopped", error=kind.__name__))
+            if self._replay is not None and not issubclass(kind, Exception):  # Ctrl-C: whoever it was waits for the end
+                self._replay.restart()
         self.close()
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
@@ -350,6 +385,8 @@ class Monitor:
                     session.budget.book_hooks(thread_time() - began)
                 elif kind is not None:
                     session.budget.book(kind, perf_counter() - wall)
+            if self._replay is not None:
+                self._replay.before_step(optimizer)
         except Exception as error:
             self._abort(kind, error)
         except BaseException:
@@ -375,6 +412,8 @@ class Monitor:
             finally:
                 if timed:
                     session.budget.book_hooks(max(thread_time() - began - session.elsewhere, 0.0))
+            if self._replay is not None:
+                self._replay.after_step()
         except Exception as error:
             self._abort(kind, error)
         except BaseException:
@@ -396,6 +435,17 @@ class Monitor:
             self._landing.fetched(batch)
             if self._measuring.wants_batches:
                 self._measuring.keep(batch)
+            if self._replay is not None:
+                self._replay.fetched(batch)
+        except Exception as error:
+            self._session.breaker.failed("observe", error)
+
+    def _forward_begins(self) -> None:
+        """For callbacks of frameworks, which tell the batch after its forward pass."""
+        if self._replay is None or self._closed:
+            return
+        try:
+            self._replay.forward_begins()
         except Exception as error:
             self._session.breaker.failed("observe", error)
 
@@ -406,12 +456,12 @@ class Monitor:
         session, budget = self._session, self._session.budget
         self._waited, self._landing.uneasy = 0, False
         session.guarded("log", self._flush)
-        session.guarded("wiring", self._look_at_parameters)
         kinds = self._looking.kinds + self._measuring.kinds
         first = any(kind not in budget.costs for kind in kinds)
         self._countdown = min(budget.interval, FIRST_INTERVAL) if first else budget.interval
         if self._looking.kind is not None or session.made < FIRST:
             return
+        session.guarded("wiring", self._look_at_parameters)
         shares = {kind: SHARES[kind] / sum(SHARES[other] for other in kinds) for kind in kinds}
         self._say_what_is_rare(shares)
         for kind in budget.in_turn(shares):

@@ -9,3 +9,4 @@ from dyntune.plots.run import plot_run as plot_run
 from dyntune.plots.schedule import plot_schedule as plot_schedule
 from dyntune.plots.sharpness import plot_sharpness as plot_sharpness
 from dyntune.plots.slices import plot_slice as plot_slice
+from dyntune.plots.story import plot_story as plot_story

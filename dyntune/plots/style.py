@@ -28,6 +28,7 @@ __all__ = [
     "inner_axes",
     "label",
     "new_axes",
+    "new_column",
     "number",
     "tidy",
     "width_of",
@@ -80,6 +81,13 @@ def new_axes(*, height: float) -> Axes:
     with rc_context(_RC):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         return figure.add_subplot()
+
+
+def new_column(count: int, *, height: float) -> list[Axes]:
+    """Axes below each other over the same x, as :func:`new_axes`; `height` in inches of each."""
+    with rc_context(_RC):
+        figure = Figure(figsize=(WIDTH, height * count), layout="constrained")
+        return list(figure.subplots(count, sharex=True, squeeze=False)[:, 0])
 
 
 def inner_axes(ax: Axes, *, bottom: float, height: float) -> Axes:

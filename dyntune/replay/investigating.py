@@ -113,7 +113,9 @@ def investigate(stage: Stage, *, changes: Sequence[Change] | None = None) -> Rep
     spent += count
     bad = outliers(surveyed, window.history)
     judge = Judge.of(surveyed, window.history, without=frozenset(bad))
-    if judge is None:
+    # A loss that is no number at parameters that never saw the batch, and nothing after it that could be undone.
+    broken = not all(map(math.isfinite, surveyed.losses))
+    if judge is None or (broken and not judge.harmed(unchanged)):
         listed = ", ".join(map(str, sorted(bad)[:4])) + (", ..." if len(bad) > 4 else "")
         return Replays(
             Verdict.BATCHES if bad else Verdict.TOO_SHORT,

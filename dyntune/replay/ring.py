@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,11 @@ class Ring:
             self._take(self._open.number)
         self._keep(self._open, batch, random_state(self._generators))
 
+    def forward_begins(self) -> None:
+        """A forward pass comes next, of a batch that is told after it."""
+        if self.refusal is None:
+            self._open.before = random_state(self._generators)
+
     def observed(self, loss: Any = None, batch: Any = None) -> None:
         """The loop tells a loss, before its step or after; without :meth:`fetched`, its batch, too."""
         if self.refusal is not None:
@@ -192,6 +198,8 @@ class Ring:
         step = self._target()
         if batch is not None and not self._fetching and step.before is not None:
             self._keep(step, batch, step.before)
+            if self.accumulate > 1:  # the next batch's forward pass begins where this one's has ended
+                step.before = random_state(self._generators)
         if loss is not None:
             step.losses.append(_number(loss))
 
@@ -236,6 +244,11 @@ class Ring:
     def release(self) -> None:
         """Go on; a ring that was held for twice its length does so by itself."""
         self._held = False
+
+    @property
+    def number(self) -> int:
+        """Of the next step."""
+        return self._open.number
 
     @property
     def num_bytes(self) -> int:
@@ -289,7 +302,7 @@ class Ring:
         if need > self._limit:
             self.refusal = (
                 f"memory is short: {self.length} steps would take {need / 2**20:.3g} MiB, and a ring may take "
-                f"{self._limit / 2**20:.3g}. Give a smaller replay=K, or more memory_share."
+                f"{self._limit / 2**20:.3g} of what is free. Give a smaller replay=K, or free memory before."
             )
             self._snapshots = [Snapshot(), Snapshot()]
             self._steps.clear()
@@ -348,5 +361,6 @@ def _refusal(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def losses_of(steps: Sequence[Step]) -> list[float]:
-    """As they were told; NaN where none was."""
-    return [float("nan") if step.loss is None else step.loss for step in steps]
+    """As they were told; NaN where none was, infinite where it was NaN."""
+    told = [step.loss for step in steps]
+    return [math.nan if loss is None else math.inf if math.isnan(loss) else loss for loss in told]

@@ -88,6 +88,8 @@ class Judge:
         """How much the window raised the loss; infinite where it is not finite any more."""
         ends = np.subtract(replayed.at(self.tail), self.start)
         kept = ends[[not replayed.change.skips(step) for step in self.tail]]
+        if kept.size and not np.isfinite(kept[-1]):  # of a batch that was finite before: the parameters broke
+            return math.inf
         rise = float(np.median(np.where(np.isfinite(kept), kept, math.inf))) if kept.size else math.nan
         return math.inf if math.isnan(rise) else rise
 
