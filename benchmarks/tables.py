@@ -618,6 +618,32 @@ def _alarms_sources(result: Record) -> str:
     return _table(["rule", "as described in", "what the record does not allow"], rows)
 
 
+def replays(result: Record) -> str:
+    """The first cause with and without replay, and what replay says of healthy windows."""
+    rows = [
+        [
+            severity,
+            f"{told['detected']} of {told['runs']}",
+            *(
+                _alarm_share(told[name])
+                for name in ("top_1_alone", "top_1_with_replay", "alone_where_named_by_replay", "named_by_replay")
+            ),
+            "; ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in sorted(told["verdicts"].items())),
+        ]
+        for severity, told in ((level, result[level]) for level in ("severe", "medium"))
+    ]
+    header = ["", "detected", "cause named first", "with replay", "where replay names one: alone", "replay", "answers"]
+    healthy = result["healthy"]
+    verdicts = "; ".join(
+        f"{count} {verdict.replace('_', ' ')}" for verdict, count in sorted(healthy["verdicts"].items())
+    )
+    said = (
+        f"In {healthy['runs']} healthy runs, alarms that mean nothing: no cause is named in "
+        f"{_alarm_share(healthy['windows'])} of the windows that could be replayed ({verdicts})."
+    )
+    return "\n\n".join([_table(header, rows), said, _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -633,6 +659,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "tier2": ("tier2", tier2),
     "signals": ("signals", signals),
     "alarms": ("../faults/results/alarms", alarms),
+    "replays": ("../faults/results/replays", replays),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -48,17 +49,32 @@ class Configured:
         self._peak = self._lr = 0.0
         self._steps = self._low = 0
         self._said: dict[str, str] = {}
+        self._settings, self._now, self._top = Settings(), math.nan, 0.0  # row by row; the highest rate under these
 
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
         moments = self._course.take(rows)
-        settings = self._course.newest
-        if settings.numbers:  # needs no block: what is wrong from the first step on may end the run within a few
-            step = int(rows.steps.min())
-            yield from self._news(_beta2(settings, step), _decay(settings, self._course.lr, step))
+        if self._course.changes or "train/lr" in rows.names:
+            yield from self._news(*self._early(rows))
         for moment in moments:
             self._take(moment.seen.block.lr)
             yield from self._news(self._group(moment), self._ended(moment.step))
+
+    def _early(self, rows: Rows) -> Iterable[tuple[str, Alert] | None]:
+        """What needs no block, row by row: what is wrong from the first step on may end the run within a few."""
+        lr, changes = rows.column("train/lr"), dict(self._course.changes)
+        for begin, end in pairwise(sorted({0, *changes, len(rows)})):
+            part, steps = lr[begin:end], rows.steps[begin:end]
+            if begin in changes:
+                self._settings, self._top = changes[begin], 0.0
+                part = np.concatenate([[part[0] if math.isfinite(part[0]) else self._now], part[1:]])
+                yield _beta2(self._settings, int(steps[0]))
+            for at in np.flatnonzero(np.isfinite(part) & (part > self._top)) if self._settings.groups else ():
+                if part[at] > self._top:
+                    self._top = float(part[at])
+                    yield _decay(self._settings, self._top, int(steps[at]))
+            known = part[np.isfinite(part)]
+            self._now = float(known[-1]) if known.size else self._now
 
     def _news(self, *found: tuple[str, Alert] | None) -> Iterable[Alert]:
         """Those that were not said yet, or were not critical then."""
@@ -142,7 +158,7 @@ def _apart(ratios: Mapping[str, float], names: Iterable[str]) -> float:
 
 def _beta2(settings: Settings, step: int) -> tuple[str, Alert] | None:
     beta1, beta2 = settings.of("beta1"), settings.of("beta2")
-    if not beta2 < beta1:  # NaN without one
+    if not 0.0 <= beta2 < beta1 < 1.0:  # NaN without one
         return None
     severe = beta2 < beta1**2
     half = math.log(0.5) / math.log(beta2) if 0.0 < beta2 < 1.0 else 0.0

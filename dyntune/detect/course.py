@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class Course:
     """Reads rows once for all detectors that share it; what they see does not depend on how rows were portioned.
 
     Attributes:
-        lr: The latest learning rate of the first group, whether a block is full or not.
+        changes: Settings that are new in the latest rows, by their place there, whether a block is full or not.
 
     Example:
         >>> from dyntune.monitor.rows import Row
@@ -103,14 +104,9 @@ class Course:
         self._waiting: list[tuple[int, Settings]] = []
         self._wired: list[Wired] = []
         self._newest = Settings()
-        self.lr = math.nan
+        self.changes: list[tuple[int, Settings]] = []
         self._rows: Rows | None = None
         self._moments: list[Moment] = []
-
-    @property
-    def newest(self) -> Settings:
-        """Of the optimizer, whether a block is full or not."""
-        return self._newest
 
     def take(self, rows: Rows) -> list[Moment]:
         """More rows; the blocks that are full now. The same rows again: the same ones."""
@@ -123,49 +119,46 @@ class Course:
 
     def _moment(self, seen: Seen) -> Moment:
         step = int(seen.block.steps[-1])
-        while self._waiting and self._waiting[0][0] <= step:
+        # As with looks: rows of the last step itself may come before or after the block is full, so they wait.
+        while self._waiting and self._waiting[0][0] < step:
             self._settings = self._waiting.pop(0)[1]
-        wired = tuple(item for item in self._wired if item.step <= step)
+        wired = tuple(item for item in self._wired if item.step < step)
         if wired:
-            self._wired = [item for item in self._wired if item.step > step]
+            self._wired = [item for item in self._wired if item.step >= step]
         self._first = self._first.after(seen)
         new = tuple(self._readings.advance(step))
         return Moment(seen, new, self._readings.known, self._settings, wired, self._first)
 
     def _note(self, rows: Rows) -> None:
         names = rows.names
-        if "train/lr" in names:
-            rates = rows.column("train/lr")
-            rates = rates[np.isfinite(rates)]
-            self.lr = float(rates[-1]) if rates.size else self.lr
-        for name in names:
-            if name.startswith(RATE):
-                self._note_rate(rows, name)
-        if not any(name.startswith("optimizer/") or name in WIRING for name in names):
-            return
-        for row in rows:
-            numbers = {n.removeprefix("optimizer/"): x for n, x in row.values.items() if n.startswith("optimizer/")}
-            known = {name: x for name, x in numbers.items() if x is not None}
-            if known:
-                groups = {int(n[6:]): tuple(text.split("\n")) for n, text in row.labels.items() if n[:6] == "group/"}
-                newest = self._newest
-                self._put(
-                    row.step,
-                    replace(newest, numbers={**newest.numbers, **known}, groups={**newest.groups, **groups}),
-                )
-            if any(kind in row.values for kind in WIRING):
-                self._wired.append(Wired(row.step, row.values, row.labels))
+        found = [change for name in names if name.startswith(RATE) for change in self._rates(rows, name)]
+        if any(name.startswith("optimizer/") or name in WIRING for name in names):
+            for at, row in enumerate(rows):
+                numbers = {n.removeprefix("optimizer/"): x for n, x in row.values.items() if n.startswith("optimizer/")}
+                known = {name: x for name, x in numbers.items() if x is not None}
+                if known:
+                    named = {n[6:]: text for n, text in row.labels.items() if n.startswith("group/")}
+                    groups = {int(index): tuple(text.split("\n")) for index, text in named.items()}
+                    found.append((at, Settings(known, groups)))
+                if any(kind in row.values for kind in WIRING):
+                    self._wired.append(Wired(row.step, row.values, row.labels))
+        self.changes = []
+        for at, new in sorted(found, key=itemgetter(0)):
+            old = self._newest
+            # A group's number is recorded where it differs from the first one's, so a new first one drops the old ones.
+            kept = {name: x for name, x in old.numbers.items() if name.partition("/")[0] not in new.numbers}
+            self._newest = Settings({**kept, **new.numbers}, {**old.groups, **new.groups}, {**old.rates, **new.rates})
+            self.changes.append((at, self._newest))
+            self._waiting.append((int(rows.steps[at]), self._newest))
 
-    def _note_rate(self, rows: Rows, name: str) -> None:
-        ratios = rows.column(name) / rows.column("train/lr")
-        at = np.flatnonzero(np.isfinite(ratios) & (ratios > 0.0))
-        if not at.size:
-            return
-        index, factor = int(name.removeprefix(RATE)), float(ratios[at[-1]])
+    def _rates(self, rows: Rows, name: str) -> Iterator[tuple[int, Settings]]:
+        """Where the factor between a group's learning rate and the first one's changes by a hundredth."""
+        first, own = rows.column("train/lr"), rows.column(name)
+        places = np.flatnonzero(np.isfinite(first) & np.isfinite(own) & (first > 0.0) & (own > 0.0))
+        index, factors = int(name.removeprefix(RATE)), own[places] / first[places]
         before = self._newest.rates.get(index, math.nan)
-        if not abs(factor / before - 1.0) < 0.01:
-            self._put(int(rows.steps[at[0]]), replace(self._newest, rates={**self._newest.rates, index: factor}))
-
-    def _put(self, step: int, settings: Settings) -> None:
-        self._newest = settings
-        self._waiting.append((step, settings))
+        while (moved := ~(np.abs(factors / before - 1.0) < 0.01)).any():
+            at = int(np.argmax(moved))
+            before = float(factors[at])
+            yield int(places[at]), Settings(rates={index: before})
+            places, factors = places[at + 1 :], factors[at + 1 :]

@@ -31,6 +31,7 @@ class Interrupted(OnLooks):
         super().__init__(course)
         self._counts: dict[str, int] = {}
         self._waiting: dict[str, float] = {}
+        self._zero: dict[str, float] = {}  # at the latest look
         self._dead = 0.0  # largest share of silent units
 
     def at_fault(self, reading: Reading, _moment: Moment) -> Mapping[str, float] | None:
@@ -43,6 +44,8 @@ class Interrupted(OnLooks):
             return None
         back = {name: x for name, x in self._waiting.items() if math.isfinite(logs.get(name, math.nan))}
         zero = {name: x for name, x in logs.items() if x == -math.inf and self._counts.get(name, 0) >= USUAL}
+        zero = {name: x for name, x in zero.items() if name not in self._zero}  # twice in a row is no interruption
+        self._zero = zero
         self._waiting = zero if len(zero) >= MANY else {}
         for name, x in logs.items():
             self._counts[name] = self._counts.get(name, 0) + 1 if math.isfinite(x) else 0

@@ -27,7 +27,8 @@ BLOCKS = 4  # in a row, all of them: 128 steps
 # and 0.9 in a ramp that began with batches so small that training broke down for some hundred steps.
 LOST, LOST_MUCH = 0.2, 0.25
 OVER = 0.2  # of the start's own size, above the start; in the same runs no such 128 steps were above it
-FAR_OVER = 0.5  # likewise, of a single block
+FAR_OVER = 0.5  # likewise, of a single block,
+LOWER = 0.125  # of which all but so many are above the start by OVER: where losses scatter around nothing they are not
 RECOVERS = 0.75  # of the highest of the latest blocks, above the best: below it the loss is on its way back
 NOISE = 8.0  # standard deviations of a block's median that a rise has to have at least
 NOISE_OVER = 4.0  # and above the start, where nothing healthy is
@@ -44,10 +45,11 @@ class LossLevel:
 
     Compares medians of 32 steps. *Lost progress*: four in a row lie more than a fifth (warning) or a quarter
     (critical, unless the loss is already on its way down again) of the way back from the best level to the start.
-    *Above the start*: four in a row lie above 1.2 times the start, or one above 1.5 times. *Stuck*: after 512 steps
-    whose learning rate does not rise any more the loss is within 5% of the start and falls no further. Each is said
-    once until the loss has recovered. What explains it is looked for among the learning rate, the gradient norm and the
-    latest look at single tensors.
+    *Above the start*: four in a row lie above 1.2 times the start, or one jumped from below the start
+    to 1.5 times it, with nearly all of its losses above 1.2 times. *Stuck*: after 512 steps whose learning rate does
+    not rise any more the loss is within 5% of the start and falls no further. Each is said once until the loss has
+    recovered. What explains it is looked for among the learning rate, the gradient norm and the latest look at single
+    tensors.
 
     Args:
         course: Shared with other detectors.
@@ -107,6 +109,7 @@ class LossLevel:
         noise = _noise([block.level for block in past[: -BLOCKS + 1]])
         kind: Kind | None = None
         severity: Literal["critical", "warning"] = "warning"
+        blocks = BLOCKS
         share = (low - self._best) / progress if progress > max(NOISE * noise, PROGRESS * abs(start)) else math.nan
         if low - start > max(NOISE_OVER * noise, OVER * abs(start)):
             kind, severity = "above", "critical"
@@ -115,12 +118,13 @@ class LossLevel:
         elif self._is_stuck(low, start):
             kind = "stuck"
         elif self._is_far_above(start, noise):
-            kind, severity = "above", "critical"
+            kind, severity, low, blocks = "above", "critical", self._latest[-1], 1
         if kind is None:
             if (math.isnan(share) and low <= start) or share < BACK:
                 self._said.clear()
         elif self._is_news(kind, severity):
-            yield self._alert(kind, severity, step, low=low, start=start, share=share)
+            lasting = f"{low:.4g} or more for {blocks * BLOCK} steps" if blocks > 1 else f"{low:.4g} over {BLOCK} steps"
+            yield self._alert(kind, severity, step, lasting, low=low, start=start, share=share)
 
     def _is_news(self, kind: Kind, severity: str) -> bool:
         """A critical one is said after a warning, and once; what is above the start had lost its progress before."""
@@ -129,8 +133,11 @@ class LossLevel:
         return severity == "critical" or not self._said
 
     def _is_far_above(self, start: float, noise: float) -> bool:
-        """One block is enough, where it is as high as no healthy one."""
-        return self._latest[-1] - start > max(NOISE_OVER * noise, FAR_OVER * abs(start))
+        """One block is enough, where it jumped from below the start to where no healthy one is."""
+        if self._latest[-2] > start:
+            return False
+        high = self._latest[-1] - start > max(NOISE_OVER * noise, FAR_OVER * abs(start))
+        return high and float(np.quantile(self._losses, LOWER)) - start > OVER * abs(start)
 
     def _recovers(self) -> bool:
         """Whether the latest block has come down from the highest: new data is being learnt, as after a switch."""
@@ -157,7 +164,15 @@ class LossLevel:
         return low > start - PROGRESS * abs(start) and early - late < PROGRESS * abs(start)
 
     def _alert(
-        self, kind: Kind, severity: Literal["critical", "warning"], step: int, *, low: float, start: float, share: float
+        self,
+        kind: Kind,
+        severity: Literal["critical", "warning"],
+        step: int,
+        lasting: str,
+        *,
+        low: float,
+        start: float,
+        share: float,
     ) -> Alert:
         past = list(self._past)
         signs = Signs(self._known, start=start, highest_lr=self._lr, groups=self._settings.furthest_rate)
@@ -171,7 +186,6 @@ class LossLevel:
             found = suspects_of_rise(signs, past, onset)
             since = past[onset.at].step
             back = "" if math.isnan(share) else f", {100 * share:.0f}% of the way back to where it began"
-            lasting = f"{low:.4g} or more for {BLOCKS * BLOCK} steps"
             said = f"the loss has been {lasting}: best {self._best:.4g}{back}."
             if kind == "above":
                 said = f"the loss has outgrown its start, {start:.4g}: {lasting}."

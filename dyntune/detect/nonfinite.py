@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Row, Rows
 
@@ -55,10 +57,11 @@ class NonFinite:
             for row in rows:
                 yield from self._row(row)
         elif "train/loss" in rows.names:
-            losses = rows.column("train/loss")
-            if math.isnan(self._start):
-                self._start = float(losses[0])
-            self._last = float(losses[-1])
+            losses = rows.column("train/loss")[rows.has("train/loss")]
+            losses = losses[np.isfinite(losses)]  # the others were refused
+            if losses.size:
+                self._start = float(losses[0]) if math.isnan(self._start) else self._start
+                self._last = float(losses[-1])
 
     def _row(self, row: Row) -> Iterable[Alert]:
         for name, said in NAMES.items():

@@ -21,8 +21,6 @@ ELSEWHERE = 0.5  # typical size of the correlation at other lags, above which th
 NEARLY = 0.9  # of the largest correlation
 WINDOWS = 3  # in a row with the same period
 CLIP = 4.0  # robust standard deviations, so that a spike is no period
-# Above it, in windows in a row that overlap, changes of the loss follow from the one before.
-FOLLOWS, FOLLOWING = -0.25, 4
 UNLIKE = -0.2  # lag-1 correlation of changes; of batches that differ it is -1/2, of a smooth oscillation positive
 # Lag-1 correlation of gradients, its lower limit, that batches have that resemble each other. In 78 healthy runs of the
 # tune half only training on the full batch passes it, where the loss is smooth.
@@ -38,8 +36,7 @@ class DataOrder:
       three windows of 192 steps in a row, and not at other lags: the loader deals the same few batches again and again.
     - *Alike*: gradients of neighbouring steps correlate to more than 0.5 (lower limit of a burst's interval), while
       the loss changes by more than 5% from step to step: neighbouring batches resemble each other, as sorted rows do,
-      or gradients add up because nothing clears them. Or the loss changes as much, and these changes follow from one
-      another: over four windows they correlate to more than -0.25, where independent batches give -0.5.
+      or gradients add up because nothing clears them.
 
     False alarms: training on the full batch has correlated gradients, and a smooth loss, hence the change that is asked
     for.
@@ -52,7 +49,7 @@ class DataOrder:
         self._course = course or Course()
         self._losses: Array = np.empty(0)
         self._blocks = 0
-        self._period, self._same, self._follows = 0, 0, 0
+        self._period, self._same = 0, 0
         self._wild = 0.0
         self._said: set[str] = set()
 
@@ -64,7 +61,7 @@ class DataOrder:
                 low = reading.single.get(f"{CORRELATION}.low")
                 yield from self._neighbours(reading.step, reading.single.get(CORRELATION), low)
             if seen.changed:
-                self._losses, self._same, self._follows = np.empty(0), 0, 0
+                self._losses, self._same = np.empty(0), 0
             self._losses = np.concatenate([self._losses, seen.block.loss])[-WINDOW:]
             self._blocks += 1
             losses = self._losses
@@ -82,27 +79,13 @@ class DataOrder:
             self._period = period
         else:
             self._same = 0
-        self._follows = self._follows + 1 if next_one > FOLLOWS and self._wild > WILD else 0
-        if self._follows >= FOLLOWING and not self._said:
-            self._said.add("alike")
-            yield Alert(
-                kind="data-alike",
-                severity="critical",
-                step=step,
-                since=step - WINDOW - (FOLLOWING - 1) * EVERY * 32,
-                text=f"losses of neighbouring batches are alike: they change by {self._wild:.0%} from step to step, "
-                f"and these changes correlate to {next_one:.2f}, where independent batches give -0.5.",
-                advice="Shuffle the rows, and make sure that gradients are cleared at every step.",
-                evidence={"correlation": next_one, "change": self._wild},
-                causes=(Cause.DATA_ORDER, Cause.ACCUMULATED_GRADIENTS, Cause.LR_TOO_HIGH),
-            )
         if self._same >= WINDOWS and "repeats" not in self._said:
             self._said.add("repeats")
             yield Alert(
                 kind="data-repeats",
                 severity="critical",
                 step=step,
-                since=step - WINDOW - (WINDOWS - 1) * EVERY * 32,
+                since=step + 1 - WINDOW - (WINDOWS - 1) * EVERY * 32,
                 text=f"the loss repeats itself every {period} steps (correlation {correlation:.2f}): the same {period} "
                 "batches come again and again.",
                 advice="Look at the loader: is it made anew, or its generator or seed set again, every few steps? Is "

@@ -21,6 +21,7 @@ LOOKS = 3  # of single tensors; their median
 # loss had come down by half.
 SMALL, LARGE = 8e-4, 0.05
 SMALL_CLIPPED = 1.5e-3  # where clipping makes every gradient of one length
+LEAST = 4  # tensors: the length of a single one, at its optimum of zero, measures nothing
 SETTLED = 192  # steps after the learning rate last rose
 LATEST = 1024  # steps after which a small update may be that of a network that has learnt what there is
 FAR = 0.45  # of the start, above which the loss still is
@@ -28,6 +29,7 @@ FIRST = 128  # steps in which updates may be large: weights that begin small cha
 QUIET = 0.03  # gradient by loss; 39 healthy runs of the tune half begin at 0.094 or more
 CONSTANT = 1e-3  # relative scatter of a gradient's length that is set by clipping, and not by batches
 CONSTANT_BLOCKS = 4  # in a row
+SILENT = 0.6  # of a layer's units, as in dyntune.detect.tensors.DeadUnits
 FEW = 4  # lengths in a block, of which some are not taken
 RISES = 1.01
 BEFORE, SEEN = 3.0, 32  # times the limit, that no earlier look may have found, from so many steps on
@@ -61,7 +63,7 @@ class Pace:
             self._note(moment.seen.block.lr, moment.seen.block.norm, moment.step)
             for reading in moment.new:
                 found = [x for x in reading.kinds.get(RATIO, {}).values() if math.isfinite(x) and x > 0.0]
-                if found:
+                if len(found) >= LEAST:
                     self._ratios.append(statistics.median(found))
                     self._looks.append(reading.step)
                     if reading.step - moment.first.begun >= SEEN:
@@ -112,7 +114,12 @@ class Pace:
         hidden = [x for x in moment.known.of("adam/below_eps/").values() if math.isfinite(x)]
         causes = [Cause.LR_TOO_LOW, Cause.LOSS_SCALE, Cause.CLIP_TOO_LOW]
         advice = "Raise the learning rate."
-        if hidden and statistics.median(hidden) > 0.5:
+        silent = {layer: share for layer, share in moment.known.of("units/dead/").items() if share > SILENT}
+        if silent:
+            causes.insert(0, Cause.DEAD_UNITS)
+            text += f" {max(silent.values()):.0%} of the units of {next(iter(silent))} answer to no input."
+            advice = "Look at initial weights and biases, or use an activation that leaks."
+        elif hidden and statistics.median(hidden) > 0.5:
             causes.insert(0, Cause.EPS_TOO_LARGE)
             text += f" eps hides the second moment of {statistics.median(hidden):.0%} of the entries."
             advice = "Make Adam's eps smaller than the gradients: 1e-8 is the default."

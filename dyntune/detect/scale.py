@@ -42,7 +42,7 @@ class LossScale:
             if self._done or math.isnan(entropy):
                 continue
             self._done = True
-            ratio = loss / entropy if entropy > SAFE else math.nan
+            ratio = loss / entropy if SAFE < entropy < math.inf else math.nan
             late = moment.known.latest[ENTROPY].step - moment.first.begun > EARLY
             if late or not (ratio > FACTOR or 0.0 <= ratio < 1.0 / FACTOR):
                 continue

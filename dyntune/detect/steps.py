@@ -62,8 +62,8 @@ class Steps:
             if present[index]:
                 new[index] = rows.column(name)
         steps = rows.steps
-        if "monitor/overhead" in names:  # rows of measurements are among them: not steps of their own
-            kept = ~np.isnan(new).all(0)
+        kept = np.logical_or.reduce([rows.has(name) for name in COLUMNS])
+        if not kept.all():  # rows of measurements and settings are among them: not steps of their own
             new, steps = new[:, kept], steps[kept]
         numbers = np.concatenate([self._numbers, new], axis=1)
         steps = np.concatenate([self._steps, steps])

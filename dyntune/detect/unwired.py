@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ __all__ = ["Unwired"]
 
 FROZEN, UNREACHED, UNHELD = WIRING
 LEADING = "grad/unreached/leading"
-# Without a change for so long: experts, heads and accumulated parts that take turns have had theirs.
+# Without a change for so long; the monitor has looked several times by then.
 LASTING = 64
 EARLY = 16  # steps by which what is so from the start was seen
 # Share of all entries below which it may be a part that is not used on purpose, such as a pooler.
@@ -41,7 +42,7 @@ class Unwired:
       alarm.
     - *Unheld*: gradients are computed, and no optimizer has written to these parameters in 16 steps.
 
-    Said once of each kind, after 64 steps without a change in it, so that parts that take turns raise no alarm.
+    Said once of each kind, after 64 steps in which several looks agreed, so that parts that take turns raise no alarm.
 
     False alarms: layers that are frozen on purpose while training goes on look like these, and are said to.
 
@@ -71,12 +72,14 @@ class Unwired:
     def _take(self, wired: Wired, begun: int) -> None:
         for kind in WIRING:
             count = wired.values.get(kind)
-            if count is None:
+            if count is None or not math.isfinite(count):
                 continue
             names = tuple(wired.labels.get(kind, "").split("\n")) if count else ()
-            if kind not in self._found and wired.step - begun <= EARLY:
+            told = wired.values.get(f"{kind}/since")
+            since = wired.step if told is None or not math.isfinite(told) else int(told)
+            if kind not in self._found and since - begun <= EARLY:
                 self._before[kind] = names
-            self._found[kind] = _State(wired.step, count, wired.values.get(f"{kind}/share") or 0.0, names)
+            self._found[kind] = _State(since, count, wired.values.get(f"{kind}/share") or 0.0, names)
             self._said.discard(kind)
             self._leading = wired.values.get(LEADING, self._leading) or 0.0
 

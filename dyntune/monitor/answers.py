@@ -21,11 +21,13 @@ class Answer:
         text: In words.
         cause: None where it names none, or began too late to.
         where: Parameters at fault.
+        advice: What to do about that cause; empty where none is named.
     """
 
     text: str
     cause: str | None
     where: tuple[str, ...]
+    advice: str = ""
 
 
 def answer(run: Run, first: Alarm) -> Answer | None:
@@ -52,9 +54,12 @@ def answer(run: Run, first: Alarm) -> Answer | None:
         if late:
             said += " But that was after the trouble began, so it says what would have helped then, not what began it."
     else:
-        said += f": {_verdict(detail.get('verdict'))}."
+        verdict = _verdict(detail.get("verdict"))
+        said += f": {verdict}. {_reason(detail.get('text'), verdict)}".rstrip()
     named = None if late or not isinstance(cause, str) else plain(cause)
-    return Answer(said, named, texts(detail.get("where")) if named else ())
+    if named is None:
+        return Answer(said, None, ())
+    return Answer(said, named, texts(detail.get("where")), _advice(named))
 
 
 def _window(event: Event) -> tuple[int, int] | None:
@@ -80,6 +85,17 @@ def _moved(row: Mapping[str, Any]) -> str:
     if not isinstance(rise, (int, float)):
         return "stopped being a number"
     return f"{'rose' if rise > 0 else 'fell'} by {number(abs(rise))}"
+
+
+def _reason(text: object, verdict: str) -> str:
+    """What the replay's own words say after its verdict, such as which batches stand out; empty where nothing."""
+    return plain(str(text).partition(f"{verdict}. ")[2])
+
+
+def _advice(cause: str) -> str:
+    from dyntune.replay.explanation import ADVICE  # as below
+
+    return ADVICE.get(cause, "")
 
 
 def _verdict(name: object) -> str:

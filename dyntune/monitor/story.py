@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dyntune.monitor.alarms import Alarm, alarms
 from dyntune.monitor.answers import Answer, answer
-from dyntune.monitor.course import course
+from dyntune.monitor.course import Course, course
 from dyntune.monitor.load import load_run
 from dyntune.monitor.run import Run
 from dyntune.monitor.telling import CAUSES, capital, clause, column, counted, listed, number, plain, sentence
@@ -23,6 +23,9 @@ __all__ = ["Story", "explain"]
 MOST_LATER = 4  # alarms that are told after the first one; the others are counted
 MOST_EVIDENCE = 6  # numbers
 MOST_BLIND = 8  # signals that were not measured
+# What mostly holds from the beginning and is seen at the first look, whenever that is: that step tells no healthy time
+# from a bad one, and the loss may fall all the same.
+STANDING = ("not-updated", "disconnected")
 
 
 class Recording(Protocol):
@@ -198,15 +201,15 @@ def _eventful(run: Run, told: Run, raised: Sequence[Alarm], blind: tuple[tuple[s
     # The layer that is at fault may be known a moment after the number that is not finite.
     named = next((a for a in raised if a.kind == first.kind and a.where), first)
     replayed = answer(told, first)
-    causes, where = first.causes, first.where or named.where
+    causes, where, advice = first.causes, first.where or named.where, first.advice
     if replayed is not None and replayed.cause is not None:
         causes = (replayed.cause, *(c for c in causes if c != replayed.cause))
-        where = replayed.where or where
+        where, advice = replayed.where or where, replayed.advice or advice
     said = [
         f"On rank {told.rank} of {told.world} trouble began first." if run.ranks and told.rank != run.rank else "",
         *_what_happened(told, first),
         *_why(first, causes, where, replayed),
-        sentence(f"what to do: {first.advice}") if first.advice else "",
+        sentence(f"what to do: {advice}") if advice else "",
         f"{first.recommender} measures a better value." if first.recommender else "",
         _others(raised, first),
         *_state(run, told),
@@ -227,6 +230,9 @@ def _eventful(run: Run, told: Run, raised: Sequence[Alarm], blind: tuple[tuple[s
 def _what_happened(run: Run, first: Alarm) -> Iterator[str]:
     found = course(run)
     since = first.since
+    if first.kind in STANDING:
+        yield from _standing(found, first)
+        return
     stuck = first.kind == "no-progress"
     if found is not None and since is not None and not stuck:
         yield found.until(since)
@@ -236,6 +242,14 @@ def _what_happened(run: Run, first: Alarm) -> Iterator[str]:
     yield sentence(f"{when} {how}: {first.text}")
     if found is not None and since is not None:
         yield found.stuck() if stuck else found.after(since)
+
+
+def _standing(found: Course | None, first: Alarm) -> Iterator[str]:
+    how = "something is wrong" if first.critical else "something looks wrong (a warning)"
+    seen = "" if first.since is None else f", seen from step {first.since:,} on"
+    yield sentence(f"{how}{seen}: {first.text}")
+    if found is not None:
+        yield sentence(f"over all steps {found.from_to()}")
 
 
 def _why(first: Alarm, causes: Sequence[str], where: Sequence[str], replayed: Answer | None) -> Iterator[str]:

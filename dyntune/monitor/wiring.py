@@ -14,6 +14,9 @@ __all__ = ["FROZEN", "NAMED", "UNHELD", "UNREACHED", "Wiring"]
 FROZEN, UNREACHED, UNHELD = "grad/frozen", "grad/unreached", "update/unheld"
 NAMED = 256  # names in a label; of a model with more that are missing these tell enough
 ENOUGH = 16  # steps after which a parameter that is updated at all was updated: accumulated, delayed, of another player
+# Steps between the looks that have to agree before anything is said: experts, heads and accumulated parts that take
+# turns have had theirs by then. Without a common factor, so that nothing periodic is met in one phase only.
+CONFIRMING = (5, 11, 23, 41)
 # Changes that are recorded: where experts or heads take turns it differs at every look, and says nothing.
 MOST = 64
 
@@ -25,9 +28,11 @@ class Wiring:
     - ``grad/unreached``: held by the optimizer, and no gradient came.
     - ``update/unheld``: not held by the optimizer; gradients come, and in 16 steps nobody wrote to it.
 
-    Each is a column with the number of tensors and one, ``.../share``, of their share of all entries; a label of the
-    same name holds the names of the tensors, one a line, and ``grad/unreached/leading`` how many of the first tensors
-    of the optimizer are among them without a gap.
+    Each is a column with the number of tensors and others with their share of all entries (``.../share``) and the step
+    at which that was seen first (``.../since``); a label of the same name holds the names of the tensors, one a line,
+    and ``grad/unreached/leading`` how many of the first tensors of the optimizer are among them without a gap.
+
+    What is missing is told once five looks, over 80 steps, have found it missing; what is there again, at once.
 
     Args:
         model: The model, unwrapped.
@@ -43,7 +48,15 @@ class Wiring:
         self._versions: dict[int, int] | None = None  # of what the optimizer does not hold, at the first look
         self._since = 0
         self._known: dict[str, tuple[str, ...]] = {}
+        self._suspected: dict[str, tuple[int, int, tuple[str, ...]]] = {}  # since, looks, names missing in all of them
         self._changes = 0
+        self._due = 0  # step of the next look
+
+    @property
+    def again(self) -> int | None:
+        """Steps until it has to be looked at again; None where nothing waits for that."""
+        looks = [count for _, count, _ in self._suspected.values()]
+        return CONFIRMING[min(looks) - 1] if looks else None
 
     def look(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
         """After a step, while its gradients are there.
@@ -54,32 +67,48 @@ class Wiring:
         Returns:
             Columns and labels of the kinds that changed since the last look; the first time, of those with a tensor.
         """
-        if self._changes >= MOST:
+        if self._changes >= MOST or step < self._due:
             return {}, {}
         held = [p for group in self._optimizer.param_groups for p in group["params"]]
         others = self._others({id(p) for p in held})
         total = sum(p.numel() for p in held) + sum(p.numel() for p in others)
         frozen = [p for p in held if not p.requires_grad]
         unreached = [p for p in held if p.requires_grad and p.grad is None]
-        if len(unreached) + len(frozen) == len(held):  # already cleared, or there was no backward(): nothing is known
-            unreached = []
         found = {FROZEN: frozen, UNREACHED: unreached, UNHELD: self._unheld(others, step)}
+        if len(unreached) + len(frozen) == len(held):  # already cleared, or there was no backward(): nothing is known
+            del found[UNREACHED]
         values: dict[str, float] = {}
         labels: dict[str, str] = {}
         for kind, tensors in found.items():
-            names = tuple(self._names.get(id(p), "unnamed") for p in tensors)
+            sizes = {self._names.get(id(p), "unnamed"): p.numel() for p in tensors}
+            since, names = self._confirmed(kind, tuple(sizes), step)
             if names == self._known.get(kind, ()):
                 continue
             self._known[kind] = names
             values[kind] = float(len(names))
-            values[f"{kind}/share"] = sum(p.numel() for p in tensors) / max(total, 1)
+            values[f"{kind}/share"] = sum(sizes[name] for name in names) / max(total, 1)
+            values[f"{kind}/since"] = float(since)
             labels[kind] = "\n".join(names[:NAMED])
         if UNREACHED in values:
-            missing = {id(p) for p in unreached}
-            gap = next((i for i, p in enumerate(held) if id(p) not in missing), len(held))
+            missing = set(self._known[UNREACHED])
+            gap = next((i for i, p in enumerate(held) if self._names.get(id(p)) not in missing), len(held))
             values[f"{UNREACHED}/leading"] = float(gap)
         self._changes += bool(values)
+        self._due = step + (self.again or 0)
         return values, labels
+
+    def _confirmed(self, kind: str, now: tuple[str, ...], step: int) -> tuple[int, tuple[str, ...]]:
+        """What is missing for certain, and the step at which the latest of it was seen first."""
+        known = tuple(name for name in self._known.get(kind, ()) if name in now)  # the others are there again
+        since, count, before = self._suspected.pop(kind, (step, 0, now))
+        new = tuple(name for name in now if name in before and name not in known)
+        if not new:
+            return step, known
+        if count < len(CONFIRMING):
+            self._suspected[kind] = since, count + 1, new
+            return step, known
+        certain = {*known, *new}
+        return since, tuple(name for name in now if name in certain)
 
     def _others(self, held: set[int]) -> list[nn.Parameter]:
         return [p for p in named_parameters(self._model).values() if id(p) not in held]

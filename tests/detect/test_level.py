@@ -32,7 +32,7 @@ def test_scatter_of_single_rows_is_no_lost_progress(seed: int) -> None:
     assert told(falling(6000, np.random.default_rng(seed), start=2.3, end=1.1, noise=1.0)) == []
 
 
-@pytest.mark.parametrize(("share", "severity"), [(0.1, None), (0.25, "warning"), (0.5, "critical"), (0.9, "critical")])
+@pytest.mark.parametrize(("share", "severity"), [(0.1, None), (0.22, "warning"), (0.5, "critical"), (0.9, "critical")])
 def test_lost_progress_is_said_once_with_its_onset(healthy: Array, share: float, severity: str | None) -> None:
     healthy[2000:] += share * 2.1
     found = told(healthy)
@@ -44,8 +44,18 @@ def test_lost_progress_is_said_once_with_its_onset(healthy: Array, share: float,
 
 
 def test_a_spike_of_sixty_steps_is_no_lost_progress(healthy: Array) -> None:
-    healthy[2000:2060] = 50.0
+    healthy[2000:2060] = 2.2
     assert told(healthy) == []
+
+
+@pytest.mark.parametrize(("factor", "alarm"), [(1.45, False), (1.6, True)])
+def test_one_block_is_enough_half_above_the_start(healthy: Array, factor: float, alarm: bool) -> None:
+    """A block of 32 steps, 2016 to 2047, at 1.5 times the start and what the scatter of the start adds."""
+    healthy[2016:2048] = factor * min(healthy[0], float(np.median(healthy[:10])))
+    found = told(healthy)
+    assert [(alert.kind, alert.severity, alert.step, alert.since) for alert in found] == (
+        [("diverged", "critical", 2047, 2016)] if alarm else []
+    )
 
 
 def test_new_data_that_is_being_learnt_is_no_critical_alarm(healthy: Array) -> None:
@@ -103,10 +113,10 @@ def test_above_the_start_is_critical_even_without_progress_before() -> None:
     assert alert.step < 500
 
 
-def test_no_progress_is_a_warning_without_a_mechanism() -> None:
+def test_no_progress_is_critical_with_or_without_a_mechanism() -> None:
     loss = 2.3 + 0.02 * np.random.default_rng(3).standard_normal(2000)
     (alert,) = told(loss)
-    assert (alert.kind, alert.severity, alert.step) == ("no-progress", "warning", 511)
+    assert (alert.kind, alert.severity, alert.step) == ("no-progress", "critical", 511)
 
 
 def test_no_progress_waits_for_the_end_of_warm_up() -> None:

@@ -54,6 +54,16 @@ def test_a_gradient_of_zero_has_a_logarithm_of_minus_infinity_and_is_finite() ->
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 100])
+def test_growth_before_it_is_seen_however_rows_are_cut(pieces: int) -> None:
+    """Rows without a loss, such as those of measurements, come first and in between."""
+    rows = [Row(step=0, values={"grad/norm": 1.0}), step(0, loss=1.0), step(1, loss=3.5)]
+    rows += [Row(step=1, values={"grad/norm": 1.0}), step(2, loss=NAN)]
+    detector = NonFinite()
+    found = [a for at in range(0, len(rows), pieces) for a in detector.update(Rows.of(rows[at : at + pieces]))]
+    assert [(alert.step, alert.cause) for alert in found] == [(2, Cause.LR_TOO_HIGH)]
+
+
 def test_diverging_is_said_for_as_long_as_it_lasts() -> None:
     regimes = ["edge", "diverging", "diverging", "stationary", "diverging"]
     rows = Rows.of(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dyntune.detect import LossSpike, Watch
+from dyntune.detect.course import Course
 from dyntune.detect.experimental import GradientSpike
 from dyntune.monitor.alerts import Alert, Cause
 from tests.detect.series import Array, alarms, falling, rows_of
@@ -24,8 +25,8 @@ def run() -> dict[str, Array]:
 
 
 def told(run: dict[str, Array], *, pieces: int | None = None) -> list[Alert]:
-    watch = Watch()
-    return alarms([LossSpike(watch), GradientSpike(watch)], rows_of(run, pieces=pieces))
+    course = Course()
+    return alarms([LossSpike(course), GradientSpike(course)], rows_of(run, pieces=pieces))
 
 
 def test_a_healthy_run_is_silent(run: dict[str, Array]) -> None:
