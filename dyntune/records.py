@@ -52,6 +52,13 @@ def short_number(value: float | None, digits: int = 3) -> str:
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
 
 
+def _shown(value: float | None) -> str:
+    """As :func:`short_number`; factors close below 1, such as 0.9999, with two digits of what they lack."""
+    if value is None or not 0.99 < value < 1:
+        return short_number(value)
+    return short_number(value, max(3, 1 + math.ceil(-math.log10(1 - value))))
+
+
 def _finite_or_none(value: float | None) -> float | None:
     """JSON has no NaN and no infinity (RFC 8259): an unbounded end is written as null."""
     return value if value is not None and math.isfinite(value) else None
@@ -109,8 +116,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return f"refused: {self.reason}"
-        interval = f"{short_number(self.low)} .. {short_number(self.high)}"
-        text = f"{short_number(self.value)} ({interval}) {self.unit}".rstrip()
+        interval = f"{_shown(self.low)} .. {_shown(self.high)}"
+        text = f"{_shown(self.value)} ({interval}) {self.unit}".rstrip()
         return text if self.status is Status.OK else f"{text} [{self.status.name.lower()}: {self.reason}]"
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,7 +172,7 @@ class Recommendation:
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.knob}: refused. {self.reason}"
-        parts = [f"{short_number(self.value)} ({short_number(self.low)} .. {short_number(self.high)})"]
+        parts = [f"{_shown(self.value)} ({_shown(self.low)} .. {_shown(self.high)})"]
         if self.max_stable is not None and self.max_stable.value is not None:
             parts.append(f"stable up to {short_number(self.max_stable.value)}")
         if self.warmup_steps:
@@ -178,7 +185,7 @@ class Recommendation:
         lines = [f"{self.knob}: {self}", f"status: {self.status.name}: {self.reason or self.status.value}"]
         lines += [f"rule: {self.rule}", "evidence:"]
         for name, item in self.evidence.items():
-            shown = short_number(item) if isinstance(item, float) else str(item)
+            shown = _shown(item) if isinstance(item, float) else str(item)
             lines.append(f"  {name}: {shown}")
         lines += [f"check: {check}" for check in self.checks]
         coverage = "not calibrated yet" if self.level is None else f"{100 * self.level:.4g}%"

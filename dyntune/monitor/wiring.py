@@ -14,9 +14,10 @@ __all__ = ["FROZEN", "NAMED", "UNHELD", "UNREACHED", "Wiring"]
 FROZEN, UNREACHED, UNHELD = "grad/frozen", "grad/unreached", "update/unheld"
 NAMED = 256  # names in a label; of a model with more that are missing these tell enough
 ENOUGH = 16  # steps after which a parameter that is updated at all was updated: accumulated, delayed, of another player
-# Steps between the looks that have to agree before anything is said: experts, heads and accumulated parts that take
-# turns have had theirs by then. Without a common factor, so that nothing periodic is met in one phase only.
-CONFIRMING = (5, 11, 23, 41)
+# Steps between the looks that have to agree before anything is said: experts, heads and accumulated parts that take turns
+# have had theirs by then. Found by search: no parts that are there for n steps and away for n, n from 1 to 32, are away at
+# the first five looks, wherever these begin (tests/monitor/test_wiring.py); the sixth is for longer turns.
+CONFIRMING = (14, 15, 5, 4, 40)
 # Changes that are recorded: where experts or heads take turns it differs at every look, and says nothing.
 MOST = 64
 
@@ -32,7 +33,7 @@ class Wiring:
     at which that was seen first (``.../since``); a label of the same name holds the names of the tensors, one a line,
     and ``grad/unreached/leading`` how many of the first tensors of the optimizer are among them without a gap.
 
-    What is missing is told once five looks, over 80 steps, have found it missing; what is there again, at once.
+    What is missing is told once six looks, over 78 steps, have found it missing; what is there again, at once.
 
     Args:
         model: The model, unwrapped.

@@ -1,5 +1,6 @@
 """Figures: for each, what is shown as plain data, and the drawing of it. Importing this loads matplotlib."""
 
+from dyntune.plots.beta2 import plot_beta2 as plot_beta2
 from dyntune.plots.blocks import plot_block_mass as plot_block_mass
 from dyntune.plots.blocks import plot_blocks as plot_blocks
 from dyntune.plots.density import plot_density as plot_density

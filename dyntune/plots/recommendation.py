@@ -10,6 +10,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from dyntune.plots.beta2 import plot_beta2
 from dyntune.plots.style import BLUE, GREEN, INK, MUTED, ORANGE, cleaned, label, new_axes, number, tidy
 from dyntune.records import Estimate, Recommendation, Status
 
@@ -253,7 +254,7 @@ def plot_recommendation(result: Recommendation, *, ax: Axes | None = None) -> Ax
 
     Above: losses over the knob, from the series ``ramp_lr``, ``ramp_loss`` and ``sweep_lr``, ``sweep_loss`` where the
     recommendation has them. Below: the value with its range, the stability limit with its interval, and every estimate
-    in the evidence that has the knob as its unit.
+    in the evidence that has the knob as its unit. One with the series ``score_beta2`` is drawn by :func:`plot_beta2`.
 
     Args:
         result: A recommendation for a positive knob, such as :func:`dyntune.suggest_lr` returns.
@@ -262,6 +263,8 @@ def plot_recommendation(result: Recommendation, *, ax: Axes | None = None) -> Ax
     Returns:
         The axes.
     """
+    if "score_beta2" in result.series:
+        return plot_beta2(result, ax=ax)
     data = recommendation_data(result)
     curves = _CURVE_HEIGHT if data.y_range is not None else 0.0
     axes = new_axes(height=0.8 + curves + _ROW_HEIGHT * (len(data.marks) + 0.4)) if ax is None else ax

@@ -12,7 +12,7 @@ from dyntune.replay.changes import Drop
 from dyntune.replay.investigating import Replays
 from dyntune.replay.verdict import Verdict
 
-__all__ = ["Alarm", "Evidence", "Explanation", "explain"]
+__all__ = ["ADVICE", "Alarm", "Evidence", "Explanation", "explain"]
 
 
 class Alarm(Protocol):
@@ -84,7 +84,8 @@ class Explanation:
 # What batches that stand out by themselves speak for: those that pass, and those that stay, which is not known yet.
 DATA = (Drop.cause, "labels do not belong to inputs")
 
-_ADVICE: Mapping[str, str] = {
+# What to do about a cause, by its words.
+ADVICE: Mapping[str, str] = {
     "not finite": "Train in bfloat16 or full precision, or lower the initial loss scale.",
     "bad batches": "Look at those rows: a preprocessing step that was skipped, a damaged file, wrong labels.",
     "lr too high": "Go back to a checkpoint from before and lower the learning rate, or raise it more slowly.",
@@ -140,7 +141,7 @@ def _text(alarm: Alarm, replays: Replays) -> str:
     more = f" {other} larger change{'s' if other > 1 else ''} would have done so, too." if other else ""
     return (
         f"{story}; {usual}. With {smallest.name} and all else the same, it {_changed(rise)}: the cause is "
-        f"{smallest.cause}.{more} {_ADVICE[smallest.cause]}"
+        f"{smallest.cause}.{more} {ADVICE[smallest.cause]}"
     )
 
 

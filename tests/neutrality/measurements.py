@@ -89,6 +89,12 @@ def _read(measure: Callable[..., Any], s: Subject) -> Any:
         return str(error)
 
 
+def _beta2(s: Subject) -> Any:
+    adam = isinstance(s.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    options: dict[str, Any] = {"optimizer": s.optimizer} if adam else {"optimizer": "adam", "lr": 1e-3}
+    return dyntune.suggest_beta2(*s.common, **s.loss, **options, max_gradients=60)
+
+
 MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
     "hessian_eigenvalues": lambda s: dyntune.hessian_eigenvalues(*s.common, **s.loss, max_products=3),
     "finite differences": lambda s: dyntune.eigenvalues(_hessian(s, method="finite-difference"), max_products=2),
@@ -112,4 +118,5 @@ MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
     "output_logits": lambda s: _read(dyntune.output_logits, s),
     "spectral_alignment": lambda s: _read(dyntune.spectral_alignment, s),
     "suggest_lr": lambda s: dyntune.suggest_lr(*s.common, **s.loss, optimizer=s.optimizer, max_gradients=60),
+    "suggest_beta2": _beta2,
 }

@@ -134,6 +134,18 @@ def test_a_loss_that_never_moved_has_no_healthy_part() -> None:
     assert "healthy" not in told
 
 
+@pytest.mark.parametrize("kind", ["not-updated", "disconnected"])
+def test_what_was_never_connected_has_no_healthy_time_before_it(kind: str) -> None:
+    told = explain(
+        run(alert(95, kind=kind, since=25, text="nobody writes to a."), losses=[2.0 - i / 200 for i in range(200)])
+    )
+    assert told.text.startswith(
+        "Something is wrong, seen from step 25 on: nobody writes to a. Over all steps the loss went"
+    )
+    assert "healthy" not in told.text
+    assert told.since == 25
+
+
 def test_the_layer_that_is_named_a_moment_later_is_named() -> None:
     told = explain(
         run(alert(300, kind="non-finite"), alert(308, kind="non-finite", since=300, where=["body.2"]), alert(320))
@@ -168,8 +180,26 @@ def test_a_replay_that_averts_it_decides() -> None:
     )
 
 
+def test_what_to_do_is_about_the_cause_that_a_replay_found() -> None:
+    lowered = alert(310, since=300, causes=["lr too high"], advice="Lower the learning rate.")
+    told = explain(run(lowered, explained("bad batches"))).text
+    assert "What to do: Look at those rows" in told
+    assert "Lower the learning rate" not in told
+    unheard = explain(run(lowered, explained("moon in the wrong phase"))).text
+    assert "What to do: Lower the learning rate." in unheard
+
+
+def test_batches_that_stand_out_are_named() -> None:
+    words = "Step 310: x. The last 64 steps were trained again on a copy: {}. Those of steps 300: damaged rows."
+    stands_out = "the batches at the end stand out by themselves, at parameters that never saw them"
+    replayed = explained("bad batches", verdict="batches", evidence=[], text=words.format(stands_out))
+    told = explain(run(alert(310, since=300), replayed)).text
+    assert f"trained once more on a copy: {stands_out}. Those of steps 300: damaged rows. What to do" in told
+
+
 def test_a_replay_that_began_too_late_does_not() -> None:
     told = explain(run(alert(310, since=200, causes=["bad batches"]), explained()))
+    assert "What to do: Stop." in told.text
     assert told.causes == ("bad batches",)
     assert "after the trouble began" in told.text
 
