@@ -479,9 +479,8 @@ class Monitor:
         (values, labels), (more, names) = self._wiring.look(last), self._settings.look()
         if values or more:
             self._session.recorder.row(last, values | more, labels=labels | names)
-        again = self._wiring.again
-        if again is not None:
-            self._countdown = min(self._countdown, again)
+        if self._wiring.due > last:
+            self._countdown = min(self._countdown, self._wiring.due - last)
 
     def _say_what_is_rare(self, shares: Mapping[str, float]) -> None:
         """Once for each kind, after its first measurement."""

@@ -14,9 +14,9 @@ __all__ = ["FROZEN", "NAMED", "UNHELD", "UNREACHED", "Wiring"]
 FROZEN, UNREACHED, UNHELD = "grad/frozen", "grad/unreached", "update/unheld"
 NAMED = 256  # names in a label; of a model with more that are missing these tell enough
 ENOUGH = 16  # steps after which a parameter that is updated at all was updated: accumulated, delayed, of another player
-# Steps between the looks that have to agree before anything is said: experts, heads and accumulated parts that take turns
-# have had theirs by then. Found by search: no parts that are there for n steps and away for n, n from 1 to 32, are away at
-# the first five looks, wherever these begin (tests/monitor/test_wiring.py); the sixth is for longer turns.
+# Steps between the looks that have to agree before anything is said: experts, heads and accumulated parts that take
+# turns have had theirs by then. Found by search: no parts that are there for n steps and away for n, n from 1 to 32,
+# are away at the first five looks, wherever these begin (tests/monitor/test_wiring.py); the sixth is for longer turns.
 CONFIRMING = (14, 15, 5, 4, 40)
 # Changes that are recorded: where experts or heads take turns it differs at every look, and says nothing.
 MOST = 64
@@ -40,6 +40,9 @@ class Wiring:
         optimizer: What steps.
         names: Of parameters, by identity.
 
+    Attributes:
+        due: Step at which it has to be looked at again, if that is still to come; looks before it say nothing.
+
     Cost:
         Some 0.2 microseconds a tensor.
     """
@@ -51,13 +54,7 @@ class Wiring:
         self._known: dict[str, tuple[str, ...]] = {}
         self._suspected: dict[str, tuple[int, int, tuple[str, ...]]] = {}  # since, looks, names missing in all of them
         self._changes = 0
-        self._due = 0  # step of the next look
-
-    @property
-    def again(self) -> int | None:
-        """Steps until it has to be looked at again; None where nothing waits for that."""
-        looks = [count for _, count, _ in self._suspected.values()]
-        return CONFIRMING[min(looks) - 1] if looks else None
+        self.due = 0
 
     def look(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
         """After a step, while its gradients are there.
@@ -68,7 +65,7 @@ class Wiring:
         Returns:
             Columns and labels of the kinds that changed since the last look; the first time, of those with a tensor.
         """
-        if self._changes >= MOST or step < self._due:
+        if self._changes >= MOST or step < self.due:
             return {}, {}
         held = [p for group in self._optimizer.param_groups for p in group["params"]]
         others = self._others({id(p) for p in held})
@@ -95,7 +92,8 @@ class Wiring:
             gap = next((i for i, p in enumerate(held) if self._names.get(id(p)) not in missing), len(held))
             values[f"{UNREACHED}/leading"] = float(gap)
         self._changes += bool(values)
-        self._due = step + (self.again or 0)
+        looks = [count for _, count, _ in self._suspected.values()]
+        self.due = step + (CONFIRMING[min(looks) - 1] if looks else 0)
         return values, labels
 
     def _confirmed(self, kind: str, now: tuple[str, ...], step: int) -> tuple[int, tuple[str, ...]]:
