@@ -94,7 +94,7 @@ class Story:
         if self.first is None:
             return "No alarm"
         cause = "" if self.cause is None else f"; {CAUSES.get(self.cause, plain(self.cause))}"
-        return capital(f"{clause(self.first.text, most=70)}{cause}")
+        return capital(f"{clause(self.first.text.split(': ')[0], most=70)}{cause}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON takes, without the run."""

@@ -1,0 +1,318 @@
+"""A beta2 from what is known beforehand, bounded by a short pilot: :func:`suggest_beta2`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dyntune.dynamics.ema_bank import EMABank
+from dyntune.dynamics.ema_reading import BankReading, read_bank
+from dyntune.errors import InvalidArgumentError, NonFiniteError
+from dyntune.numerics.random import stream_seed
+from dyntune.objective.losses import Criterion, LossFunction
+from dyntune.objective.objective import Objective
+from dyntune.pilot.optimizers import OptimizerLike
+from dyntune.pilot.probe import MIN_GRADIENTS
+from dyntune.pilot.twin import FORWARD_COST, CostMeter, Training, Twin
+from dyntune.records import Estimate, Recommendation
+from dyntune.suggest.beta2_rule import HALF_LIFE, TOLERANCE, Beta2Evidence, beta2_rule
+from dyntune.suggest.lr import num_drawn
+from dyntune.suggest.progress import ProgressLike, reporting
+
+__all__ = ["suggest_beta2"]
+
+# Coordinates followed in each parameter group: every tensor has the same share of them, or all of its own. 1000 squares
+# a step say more than the few hundred steps that there are.
+COORDINATES = 1024
+# Optimizers with a running average of squared gradients, and what they call its factor.
+KNOBS: Mapping[type[torch.optim.Optimizer], str] = {
+    torch.optim.Adam: "beta2",
+    torch.optim.AdamW: "beta2",
+    torch.optim.NAdam: "beta2",
+    torch.optim.RMSprop: "alpha",
+}
+
+
+def suggest_beta2(
+    model: nn.Module,
+    batches: Any,
+    loss_fn: LossFunction | None = None,
+    *,
+    optimizer: OptimizerLike,
+    lr: float | None = None,
+    criterion: Criterion | None = None,
+    num_steps: int | None = None,
+    tokens_per_step: float | None = None,
+    half_life: float = HALF_LIFE,
+    known: tuple[float, float] | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    max_gradients: int = 200,
+    seed: int = 0,
+    progress: ProgressLike = None,
+    strict: bool = False,
+) -> Recommendation:
+    """Suggest Adam's beta2 (RMSprop's alpha), with what bounds it and what was measured of it.
+
+    The value comes from what is known beforehand: a half-life in tokens, a good value at another batch size, or the
+    one that the optimizer has. Bounds move it: ``beta1 < sqrt(beta2)``, a memory of at most a third of the training,
+    and, where the pilot identifies it, the range that predicts squared gradients within 0.1 nats of the best. The pilot
+    trains a *twin* (cloned parameters, an optimizer rebuilt from the user's type, groups and state) at the present
+    learning rate. The pure rule is ``dyntune.suggest.beta2_rule.beta2_rule``.
+
+    **Not judged yet.** No brute-force comparison stands behind this version, so that its status is never OK. The beta2
+    that predicts squared gradients best was not the one with the lowest loss on a small network (0.98 to 0.99, and
+    0.9999): that is why it is a bound only. And it binds rarely: it takes a stretch without a trend that is fifty times
+    as long as the gradients' scale remembers, which a pilot of 200 steps next to never is. The value is then that of
+    what is known beforehand, and the result says so.
+
+    The user's model, optimizer, gradients, buffers and random states are bit-identical afterwards.
+
+    Args:
+        model: As for :func:`dyntune.suggest_lr`.
+        batches: As for :func:`dyntune.suggest_lr`; of the size that will be used.
+        loss_fn: As for :func:`dyntune.suggest_lr`.
+        optimizer: A torch Adam, AdamW, NAdam or RMSprop on the model's parameters, a function ``params -> Optimizer``,
+            or ``"adam"`` or ``"adamw"`` with `lr`.
+        lr: Learning rate of the pilot; default the optimizer's own. The other groups' keep their ratio to the first's.
+        criterion: As for :func:`dyntune.suggest_lr`.
+        num_steps: Optimizer steps of the training to come.
+        tokens_per_step: Tokens of one optimizer step, over all processes and accumulated batches; None for data without
+            tokens.
+        half_life: Half-life of the second moment in tokens, default ten million.
+        known: A beta2 that is known to be good, and this training's batch size over that one's. Goes before tokens.
+        clip_norm: As for :func:`dyntune.suggest_lr`; gradients are seen as clipped.
+        accumulate: As for :func:`dyntune.suggest_lr`.
+        autocast: As for :func:`dyntune.suggest_lr`.
+        max_gradients: Budget of the pilot in gradient-equivalents, at least 60 times `accumulate`; a step of the pilot
+            costs one for each accumulated batch.
+        seed: Seed of dropout, of the sampled coordinates and of the bootstrap.
+        progress: As for :func:`dyntune.suggest_lr`.
+        strict: Raise when the status is not OK, which in this version it never is.
+
+    Returns:
+        The recommendation for the first parameter group; other groups' values are in its evidence. The range is what no
+        bound excludes; it is not calibrated.
+
+    Raises:
+        InvalidArgumentError: An optimizer without a running average of squared gradients, a name without `lr`, or a
+            number outside its range.
+        OptimizerMismatchError: The optimizer holds other parameters than the model.
+        DyntuneError: As :func:`dyntune.hessian`.
+        RefusedError, NotConvergedError: With ``strict=True``.
+
+    Cost:
+        `max_gradients`; memory of one twin and of some ten million numbers per parameter group.
+    Assumes:
+        The pilot's steps speak for the training to come.
+    Source:
+        See ``Recommendation.sources``.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> g = torch.Generator().manual_seed(0)
+        >>> data = [(torch.randn(16, 4, generator=g), torch.randn(16, 1, generator=g)) for _ in range(8)]
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> rec = suggest_beta2(
+        ...     model, data, optimizer=optimizer, criterion=torch.nn.MSELoss(), num_steps=600, max_gradients=60
+        ... )
+        >>> rec.value, rec.evidence["active bound"]
+        (0.995, 'a third of the training')
+    """
+    _check(optimizer, lr, accumulate, clip_norm, max_gradients)
+    # Raises before anything is measured.
+    settings = Beta2Evidence(
+        present=0.5, beta1=None, num_steps=num_steps, tokens_per_step=tokens_per_step, tokens=half_life, known=known
+    )
+    beta2_rule(settings)
+    training = Training(optimizer, clip_norm=clip_norm, accumulate=accumulate, autocast=autocast)
+    objective = Objective(
+        model,
+        batches,
+        loss_fn,
+        criterion=criterion,
+        num_batches=num_drawn(max_gradients),
+        num_checked=1,
+        widen=False,  # as for suggest_lr: what is rounded in training is rounded here
+        seed=seed,
+    )
+    with reporting(progress, limit=max_gradients) as (meter, tell), objective.measuring() as buffers:
+        meter.charge(FORWARD_COST)
+        twin = Twin(objective, training, buffers, meter, seed=seed)
+        name = _knob(twin.optimizer)
+        rate = float(twin.optimizer.param_groups[0]["lr"]) if lr is None else lr
+        banks, stopped = _pilot(twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell))
+        found = [
+            _recommend(replace(settings, knob=name), group, bank, twin, rate, stopped, seed=seed)
+            for group, bank in zip(twin.optimizer.param_groups, banks, strict=True)
+        ]
+    result = _joined(found)
+    return result.require() if strict else result
+
+
+def _check(
+    optimizer: OptimizerLike, lr: float | None, accumulate: int, clip_norm: float | None, max_gradients: int
+) -> None:
+    if accumulate < 1:
+        raise InvalidArgumentError(f"accumulate={accumulate}: a step averages at least one batch.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise InvalidArgumentError(f"clip_norm={clip_norm}: gradients are clipped to a positive norm; None for none.")
+    if lr is not None and not 0 < lr < math.inf:
+        raise InvalidArgumentError(f"lr={lr}: the pilot trains at a positive learning rate.")
+    if isinstance(optimizer, str) and lr is None:
+        raise InvalidArgumentError(
+            f"optimizer={optimizer!r} is a name and says no learning rate, which decides how gradients change from "
+            "step to step: give lr (suggest_lr finds one), or a torch Optimizer."
+        )
+    if max_gradients < MIN_GRADIENTS * accumulate:
+        raise InvalidArgumentError(
+            f"max_gradients={max_gradients} leaves no room for a pilot (accumulate={accumulate}): give at least "
+            f"{MIN_GRADIENTS * accumulate}."
+        )
+
+
+def _knob(optimizer: torch.optim.Optimizer) -> str:
+    for kind, name in KNOBS.items():
+        if isinstance(optimizer, kind):
+            return name
+    raise InvalidArgumentError(
+        f"a {type(optimizer).__name__} has no running average of squared gradients with one factor that this function "
+        "knows: beta2 is a setting of Adam, AdamW and NAdam, alpha of RMSprop."
+    )
+
+
+def _stage(tell: Any) -> Any:
+    return lambda spent: tell("following squared gradients", spent, None)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Which coordinates of a parameter group are followed."""
+
+    tensors: Sequence[torch.Tensor]
+    places: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], *, key: tuple[int, ...]) -> _Sample:
+        share = -(-COORDINATES // max(1, len(tensors)))
+        rng = np.random.default_rng(stream_seed(*key))
+        places = [
+            torch.from_numpy(np.sort(rng.choice(t.numel(), min(share, t.numel()), replace=False))).to(t.device)
+            for t in tensors
+        ]
+        return cls(tensors, places)
+
+    @property
+    def size(self) -> int:
+        return sum(len(p) for p in self.places)
+
+    def gradient(self) -> torch.Tensor:
+        """Their present gradient, in double precision on the CPU."""
+        parts = [
+            torch.zeros(len(place)) if t.grad is None else t.grad.reshape(-1)[place].to("cpu", torch.float64)
+            for t, place in zip(self.tensors, self.places, strict=True)
+        ]
+        return torch.cat([part.double() for part in parts])
+
+
+def _pilot(
+    twin: Twin, meter: CostMeter, rate: float, *, seed: int, tell: Any
+) -> tuple[list[EMABank | None], str | None]:
+    """Train and follow; the banks of the groups (None for an empty one) and why it ended early, if it did."""
+    samples = [
+        _Sample.of([p for p in group["params"] if p.numel()], key=(seed, i))
+        for i, group in enumerate(twin.optimizer.param_groups)
+    ]
+    banks = [EMABank(sample.size) if sample.size else None for sample in samples]
+    while meter.left >= twin.training.accumulate:
+        loss = twin.step(rate)
+        if not math.isfinite(loss):
+            return banks, f"the loss was {loss} at step {twin.steps} of the pilot, at learning rate {rate:.3g}"
+        for sample, bank in zip(samples, banks, strict=True):
+            if bank is None:
+                continue
+            try:
+                bank.update(sample.gradient().numpy())
+            except NonFiniteError as error:
+                return banks, f"the pilot ended at learning rate {rate:.3g}: {error}"
+        if tell is not None:
+            tell(meter.spent)
+    return banks, None
+
+
+def _recommend(
+    settings: Beta2Evidence,
+    group: Mapping[str, Any],
+    bank: EMABank | None,
+    twin: Twin,
+    rate: float,
+    stopped: str | None,
+    *,
+    seed: int,
+) -> Recommendation:
+    adam = "betas" in group
+    present = float(group["betas"][1] if adam else group["alpha"])
+    reading = None if bank is None else read_bank(bank, seed=seed)
+    evidence = replace(
+        settings,
+        present=present,
+        beta1=float(group["betas"][0]) if adam else None,
+        checks=_checks(twin, rate, reading, stopped, adam=adam),
+        cost=twin.meter.spent,
+    )
+    if reading is None:
+        return beta2_rule(evidence)
+    return beta2_rule(
+        replace(
+            evidence,
+            best=reading.best,
+            local_level=reading.local_level,
+            admitted=reading.within(TOLERANCE),
+            sure=reading.within(TOLERANCE, sure=True),
+            scored=reading.steps,
+            hit_rate=reading.hit_rate,
+            series={
+                "score_beta2": reading.betas if reading.excess else (),
+                "score_excess": reading.excess,
+                "score_margin": reading.margin,
+            },
+        )
+    )
+
+
+def _checks(
+    twin: Twin, rate: float, reading: BankReading | None, stopped: str | None, *, adam: bool
+) -> tuple[str, ...]:
+    found = [
+        f"model measured in {twin.objective.mode} mode; loss: {twin.objective.rule.assumed}",
+        f"trained {twin.steps} steps at {rate:.2e}",
+    ]
+    if reading is not None:
+        found.append(
+            f"{reading.steps} steps of {reading.size} coordinates scored, of which {100 * reading.dense:.3g}% have a "
+            f"gradient in most steps and {100 * reading.dead:.3g}% in none"
+        )
+    count = len(twin.objective.batches)
+    if twin.steps * twin.training.accumulate > count:
+        found.append(f"the {count} batches were seen more than once: their noise repeats")
+    if not adam:
+        found.append("RMSprop's average starts at zero without correction; it was scored with one")
+    if stopped is not None:
+        found.append(stopped)
+    return tuple(found)
+
+
+def _joined(found: Sequence[Recommendation]) -> Recommendation:
+    """The first group's recommendation, with the others' values in its evidence."""
+    others: dict[str, Estimate | float | str | None] = {}
+    for i, rec in enumerate(found[1:], start=1):
+        others[f"group {i}"] = rec.value
+        others[f"group {i}, active bound"] = str(rec.evidence["active bound"])
+    return replace(found[0], evidence={**found[0].evidence, **others}) if others else found[0]
