@@ -47,7 +47,8 @@ class LossLevel:
     (critical, unless the loss is already on its way down again) of the way back from the best level to the start.
     *Above the start*: four in a row lie above 1.2 times the start, or one jumped from below the start
     to 1.5 times it, with nearly all of its losses above 1.2 times. *Stuck*: after 512 steps whose learning rate does
-    not rise any more the loss is within 5% of the start and falls no further. Each is said once until the loss has
+    not rise any more the loss is within 5% of the start and falls no further; critical together with a mechanism that
+    explains it, else a warning. Each is said once until the loss has
     recovered. What explains it is looked for among the learning rate, the gradient norm and the latest look at single
     tensors.
 
@@ -179,7 +180,7 @@ class LossLevel:
         if kind == "stuck":
             found = suspects_of_no_progress(signs, past)
             since: int | None = None
-            severity = "critical"
+            severity = "critical" if found.proven else "warning"
             said = f"the loss has not moved from its start, {start:.4g}, in {FLAT * BLOCK} steps and more."
         else:
             onset = self._onset(start, past)
