@@ -38,9 +38,10 @@ BEFORE, SEEN = 3.0, 32  # times the limit, that no earlier look may have found, 
 class Pace:
     """The median update moves tensors by far less, or far more, of their length than training does.
 
-    - *Too slow* (a warning: small batches and careful learning rates are like that, too): below 8e-4 a step in three looks, in the first thousand steps, with a learning rate that has stopped
-      rising and a loss above 0.45 of its start. Where clipping cuts every gradient to one length and the
-      optimizer is not of Adam's kind (which does not notice), below 1.5e-3.
+    - *Too slow* (a warning: small batches and careful learning rates are like that, too): below 8e-4 a step in three
+      looks, in the first thousand steps, with a learning rate that has stopped rising and a loss above 0.45 of its
+      start. Where clipping cuts every gradient to one length and the optimizer is not of Adam's kind (which does not
+      notice), below 1.5e-3.
     - *Too fast*: above 0.05 in three looks after the first 128 steps, with a loss above a tenth of its start.
 
     Args:

@@ -119,7 +119,7 @@ def investigate(stage: Stage, *, changes: Sequence[Change] | None = None) -> Rep
         listed = ", ".join(map(str, sorted(bad)[:4])) + (", ..." if len(bad) > 4 else "")
         return Replays(
             Verdict.BATCHES if bad else Verdict.TOO_SHORT,
-            reason=f"Those of steps {listed}: damaged rows, labels that moved, or another source of data."
+            reason=f"{'That of step' if len(bad) == 1 else 'Those of steps'} {listed}: damaged rows, labels that moved, or another source of data."
             if bad
             else f"{count} steps, of which too few come after the first half with a loss that is finite.",
             step=last,
