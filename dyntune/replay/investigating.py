@@ -117,9 +117,10 @@ def investigate(stage: Stage, *, changes: Sequence[Change] | None = None) -> Rep
     broken = not all(map(math.isfinite, surveyed.losses))
     if judge is None or (broken and not judge.harmed(unchanged)):
         listed = ", ".join(map(str, sorted(bad)[:4])) + (", ..." if len(bad) > 4 else "")
+        those = "That of step" if len(bad) == 1 else "Those of steps"
         return Replays(
             Verdict.BATCHES if bad else Verdict.TOO_SHORT,
-            reason=f"{'That of step' if len(bad) == 1 else 'Those of steps'} {listed}: damaged rows, labels that moved, or another source of data."
+            reason=f"{those} {listed}: damaged rows, labels that moved, or another source of data."
             if bad
             else f"{count} steps, of which too few come after the first half with a loss that is finite.",
             step=last,

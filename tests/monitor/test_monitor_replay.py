@@ -152,7 +152,7 @@ def test_a_batch_that_nothing_came_after_is_no_number_by_itself() -> None:
     run = train(poisoned(181, 180), replay=32)
     (found,) = named(run, "explained")
     assert found.detail["verdict"] == "batches"
-    assert "Those of steps 180" in found.detail["text"]
+    assert "That of step 180" in found.detail["text"]
 
 
 def test_a_batch_that_is_changed_after_it_was_fetched_is_not_made_again() -> None:
