@@ -113,10 +113,18 @@ def test_above_the_start_is_critical_even_without_progress_before() -> None:
     assert alert.step < 500
 
 
-def test_no_progress_is_critical_with_or_without_a_mechanism() -> None:
+def test_no_progress_is_a_warning_without_a_mechanism() -> None:
     loss = 2.3 + 0.02 * np.random.default_rng(3).standard_normal(2000)
     (alert,) = told(loss)
-    assert (alert.kind, alert.severity, alert.step) == ("no-progress", "critical", 511)
+    assert (alert.kind, alert.severity, alert.step) == ("no-progress", "warning", 511)
+
+
+def test_no_progress_is_critical_where_a_rate_that_has_decayed_explains_it() -> None:
+    loss = 2.3 + 0.02 * np.random.default_rng(3).standard_normal(2000)
+    found = told(loss, np.exp(-np.arange(2000) / 100.0))
+    assert [(alert.kind, alert.severity, alert.cause) for alert in found] == [
+        ("no-progress", "critical", Cause.LR_TOO_LOW)
+    ]
 
 
 def test_no_progress_waits_for_the_end_of_warm_up() -> None:
