@@ -29,7 +29,8 @@ def default_detectors() -> tuple[Detector, ...]:
         to tell is the one that knows the mechanism.
 
     Cost:
-        Below 3 microseconds a step, on rows of 64 steps.
+        Some 10 microseconds a step, in records of 36 steps with what was measured in between (a run of 8,000 steps of
+        the benchmark of faults, one thread of an AMD EPYC): half of it for reading the record, which all share.
 
     Example:
         >>> [type(detector).__name__ for detector in default_detectors()]  # doctest: +NORMALIZE_WHITESPACE
