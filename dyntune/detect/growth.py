@@ -27,7 +27,8 @@ REMEMBERS = 0.999  # beta2 from which on a growing gradient is a danger by itsel
 class GradientGrowth:
     """The gradient has been 30 times longer than it ever was 128 steps earlier, for 64 steps.
 
-    Compared are medians of 32 steps, from the ninth on. The likeliest cause is read from the attention logits, the output logits and the second moment.
+    Compared are medians of 32 steps, from the ninth on. The likeliest cause is read from the attention logits, the
+    output logits and the second moment.
 
     Args:
         course: Shared with other detectors.
