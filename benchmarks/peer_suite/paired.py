@@ -50,9 +50,9 @@ def transformer() -> tuple[nn.Module, Batch]:
 Make = Callable[[], tuple[nn.Module, Batch]]
 # Steps of a block and pairs of blocks; a block takes 0.1 to 1 s.
 MODELS: dict[str, tuple[Make, int, int]] = {
-    "MLP": (mlp, 200, 40),
-    "CNN": (cnn, 40, 40),
-    "transformer": (transformer, 5, 40),
+    "MLP": (mlp, 200, 100),
+    "CNN": (cnn, 40, 100),
+    "transformer": (transformer, 5, 200),
 }
 
 

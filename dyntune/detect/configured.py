@@ -57,7 +57,7 @@ class Configured:
         if self._course.changes or "train/lr" in rows.names:
             yield from self._news(*self._early(rows))
         for moment in moments:
-            self._take(moment.seen.block.lr)
+            self._take(moment.seen.block.rates)
             yield from self._news(self._group(moment), self._ended(moment.step))
 
     def _early(self, rows: Rows) -> Iterable[tuple[str, Alert] | None]:
@@ -85,8 +85,7 @@ class Configured:
                     self._said[key] = alert.severity
                     yield alert
 
-    def _take(self, lr: Array) -> None:
-        known = lr[np.isfinite(lr)]
+    def _take(self, known: Array) -> None:
         if not known.size:
             return
         peaks = np.maximum.accumulate(np.concatenate([[self._peak], known]))[1:]

@@ -17,6 +17,7 @@ from dyntune.monitor.rows import Rows
 __all__ = ["Course", "Moment", "Settings", "Wired"]
 
 WIRING = ("grad/frozen", "grad/unreached", "update/unheld")
+NOTED = ("optimizer/", *WIRING)
 RATE = "train/lr/"
 
 
@@ -132,7 +133,7 @@ class Course:
     def _note(self, rows: Rows) -> None:
         names = rows.names
         found = [change for name in names if name.startswith(RATE) for change in self._rates(rows, name)]
-        if any(name.startswith("optimizer/") or name in WIRING for name in names):
+        if any(name.startswith(NOTED) for name in names):
             for at, row in enumerate(rows):
                 numbers = {n.removeprefix("optimizer/"): x for n, x in row.values.items() if n.startswith("optimizer/")}
                 known = {name: x for name, x in numbers.items() if x is not None}

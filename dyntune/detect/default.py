@@ -29,7 +29,7 @@ def default_detectors() -> tuple[Detector, ...]:
         to tell is the one that knows the mechanism.
 
     Cost:
-        Some 10 microseconds a step, in records of 36 steps with what was measured in between (a run of 8,000 steps of
+        Some 6 microseconds a step, in records of 36 steps with what was measured in between (a run of 8,000 steps of
         the benchmark of faults, one thread of an AMD EPYC): half of it for reading the record, which all share.
 
     Example:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from dyntune.dynamics.edge import Regime
 from dyntune.monitor.alerts import Alert, Cause
-from dyntune.monitor.rows import Rows
+from dyntune.monitor.rows import Row, Rows
 
 __all__ = ["Diverging"]
 
@@ -26,21 +26,21 @@ class Diverging:
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
         if "regime" in rows.label_names:
-            for row in rows:
-                if "regime" in row.labels:
-                    yield from self._row(row.step, row.values, row.labels)
+            for at, regime in enumerate(rows.label("regime")):
+                if regime is not None:
+                    on = regime == Regime.DIVERGING.name.lower()
+                    if on and not self._on:
+                        yield self._alert(rows[at])
+                    self._on = on
 
-    def _row(self, step: int, values: Mapping[str, float | None], labels: Mapping[str, str]) -> Iterable[Alert]:
-        on = labels["regime"] == Regime.DIVERGING.name.lower()
-        if on and not self._on:
-            yield Alert(
-                kind="diverging",
-                severity="critical",
-                step=step,
-                text=f"training is diverging: {labels.get('regime_reason', '')}.",
-                advice="Go back to a checkpoint and lower the learning rate.",
-                evidence={name: values[name] for name in COLUMNS if name in values},
-                causes=(Cause.LR_TOO_HIGH,),
-                recommender="dyntune.suggest_lr",
-            )
-        self._on = on
+    def _alert(self, row: Row) -> Alert:
+        return Alert(
+            kind="diverging",
+            severity="critical",
+            step=row.step,
+            text=f"training is diverging: {row.labels.get('regime_reason', '')}.",
+            advice="Go back to a checkpoint and lower the learning rate.",
+            evidence={name: row.values[name] for name in COLUMNS if name in row.values},
+            causes=(Cause.LR_TOO_HIGH,),
+            recommender="dyntune.suggest_lr",
+        )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from dyntune.detect.watch import Seen
 
 __all__ = ["FirstSteps"]
@@ -40,14 +38,13 @@ class FirstSteps:
         """With one more block."""
         block = seen.block
         begun = self.begun if self.begun >= 0 else int(block.steps[0])
-        losses = block.loss[np.isfinite(block.loss)]
-        rates = block.lr[np.isfinite(block.lr)]
+        losses, rates = block.losses, block.rates
         start, level, lr = self.start, self.level, self.lr
         highest_loss, highest_lr = self.highest_loss, self.highest_lr
         early = int(block.steps[0]) - begun < EARLY
         if losses.size:
             start = float(losses[0]) if math.isnan(start) else start
-            level = float(np.partition(losses, losses.size // 2)[losses.size // 2])
+            level = block.level
             highest_loss = max(highest_loss, float(losses.max())) if early else highest_loss
         if rates.size:
             lr = float(rates[-1])

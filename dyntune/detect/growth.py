@@ -6,8 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
-import numpy as np
-
 from dyntune.detect.course import Course, Moment
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Rows
@@ -45,11 +43,10 @@ class GradientGrowth:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
         for moment in self._course.take(rows):
             seen = moment.seen
-            norms = seen.block.norm[np.isfinite(seen.block.norm)]
-            if not norms.size:
+            level = seen.block.length
+            if math.isnan(level):
                 continue
             self._blocks += 1
-            level = float(np.median(norms))
             self._latest.append(level)
             if self._blocks > FIRST + LAG and level > GREW * self._highest > 0.0:
                 self._above += 1

@@ -13,7 +13,7 @@ import numpy as np
 
 from dyntune.detect.course import Course, Settings
 from dyntune.detect.readings import Known
-from dyntune.detect.steps import BLOCK
+from dyntune.detect.steps import BLOCK, median
 from dyntune.detect.suspects import Onset, Past, Signs, Suspicion, suspects_of_no_progress, suspects_of_rise
 from dyntune.detect.watch import START, Seen
 from dyntune.monitor.alerts import Alert
@@ -77,15 +77,15 @@ class LossLevel:
             yield from self._block(moment.seen)
 
     def _block(self, seen: Seen) -> Iterable[Alert]:
-        losses = seen.block.loss[np.isfinite(seen.block.loss)]
+        losses = seen.block.losses
         if len(self._first) < START:
             self._first += losses[: START - len(self._first)].tolist()
         if losses.size < len(seen.block.loss) // 2:
             return
         self._count += 1
-        self._note_lr(seen.block.lr)
+        self._note_lr(seen.block.highest_rate)
         self._losses = losses
-        self._past.append(_summary(seen, losses))
+        self._past.append(_summary(seen))
         if math.isnan(self._first_level):
             self._first_level = self._past[-1].level
         self._latest.append(self._past[-1].level)
@@ -94,8 +94,7 @@ class LossLevel:
         if len(self._past) >= 2 * BLOCKS:
             yield from self._judge(int(seen.block.steps[-1]))
 
-    def _note_lr(self, lr: Array) -> None:
-        high = float(np.fmax.reduce(lr))
+    def _note_lr(self, high: float) -> None:
         self._settled += 1
         if high > 1.01 * self._lr:
             self._lr, self._settled = high, 0
@@ -152,7 +151,7 @@ class LossLevel:
         """
         level = self._past[-1].level
         apart = np.abs(self._losses - level)
-        scatter = float(np.partition(apart, apart.size // 2)[apart.size // 2])
+        scatter = median(apart)
         return (
             self._first_level if scatter > NOISY * abs(level) else min(self._first[0], statistics.median(self._first))
         )
@@ -202,15 +201,14 @@ class LossLevel:
         return Onset(at=at, whole=not below)
 
 
-def _summary(seen: Seen, losses: Array) -> Past:
+def _summary(seen: Seen) -> Past:
     block = seen.block
-    norms = block.norm[np.isfinite(block.norm)]
     return Past(
         step=int(block.steps[0]),
-        level=float(np.partition(losses, losses.size // 2)[losses.size // 2]),
-        norm=float(np.partition(norms, norms.size // 2)[norms.size // 2]) if norms.size else math.nan,
-        lr=float(np.fmax.reduce(block.lr)),
-        highest=float(losses.max()),
+        level=block.level,
+        norm=block.length,
+        lr=block.highest_rate,
+        highest=float(block.losses.max()),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from dyntune.detect.course import Course
+from dyntune.detect.steps import median
 from dyntune.monitor.alerts import Alert, Cause
 from dyntune.monitor.rows import Array, Rows
 
@@ -50,7 +52,6 @@ class DataOrder:
         self._losses: Array = np.empty(0)
         self._blocks = 0
         self._period, self._same = 0, 0
-        self._wild = 0.0
         self._said: set[str] = set()
 
     def update(self, rows: Rows) -> Iterable[Alert]:
@@ -64,13 +65,16 @@ class DataOrder:
                 self._losses, self._same = np.empty(0), 0
             self._losses = np.concatenate([self._losses, seen.block.loss])[-WINDOW:]
             self._blocks += 1
-            losses = self._losses
-            if not np.isfinite(losses).all() or not (losses > 0.0).all():
-                continue
-            logs = np.log(losses)
-            self._wild = float(np.median(np.abs(np.diff(logs))))
-            if losses.size == WINDOW and self._blocks % EVERY == 0:
-                yield from self._repeats(logs, int(seen.block.steps[-1]))
+            if self._losses.size == WINDOW and self._blocks % EVERY == 0:
+                logs = self._logs
+                if logs.size:
+                    yield from self._repeats(logs, int(seen.block.steps[-1]))
+
+    @property
+    def _logs(self) -> Array:
+        """Logarithms of the latest losses; empty where not all have one."""
+        losses = self._losses
+        return np.log(losses) if losses.size and losses.min() > 0.0 and losses.max() < math.inf else np.empty(0)
 
     def _repeats(self, logs: Array, step: int) -> Iterable[Alert]:
         period, correlation, elsewhere, next_one = repetition(logs)
@@ -97,17 +101,20 @@ class DataOrder:
     def _neighbours(self, step: int, correlation: float | None, low: float | None) -> Iterable[Alert]:
         if correlation is None or low is None:
             return
-        if low > ALIKE and self._wild > WILD and not self._said:
+        if not low > ALIKE or self._said:
+            return
+        wild = median(np.abs(np.diff(self._logs)))
+        if wild > WILD:
             self._said.add("alike")
             yield Alert(
                 kind="data-alike",
                 severity="critical",
                 step=step,
                 text=f"gradients of neighbouring steps correlate to {correlation:.2f} (above {low:.2f}), though the "
-                f"loss changes by {self._wild:.0%} from one to the next: their batches resemble each other, or "
+                f"loss changes by {wild:.0%} from one to the next: their batches resemble each other, or "
                 "gradients add up.",
                 advice="Shuffle the rows, and make sure that gradients are cleared at every step.",
-                evidence={CORRELATION: correlation, "change": self._wild},
+                evidence={CORRELATION: correlation, "change": wild},
                 causes=(Cause.ACCUMULATED_GRADIENTS, Cause.DATA_ORDER)
                 if correlation > SAME
                 else (Cause.DATA_ORDER, Cause.ACCUMULATED_GRADIENTS),
@@ -121,18 +128,16 @@ def repetition(logs: Array) -> tuple[int, float, float, float]:
         logs: Shape (n,), with n at least three times the longest period.
     """
     changes = np.diff(logs)
-    scale = 1.4826 * float(np.median(np.abs(changes)))
+    scale = 1.4826 * median(np.abs(changes))
     if not scale > 0.0:
         return 0, 0.0, 1.0, 1.0
     changes = np.clip(changes / scale, -CLIP, CLIP)
     changes = changes - changes.mean()
-    # Correlations at all lags by one FFT; each is scaled by the part of the series that it is over.
-    size = 1 << (2 * changes.size - 1).bit_length()
-    spectrum = np.fft.rfft(changes, size)
-    lagged = np.fft.irfft(spectrum * np.conj(spectrum), size)[: LONGEST + 1]
+    # Each is scaled by the part of the series that it is over. Of so few points, sums are faster than an FFT.
+    lagged = np.correlate(changes, changes, "full")[changes.size - 1 :][: LONGEST + 1]
     parts = changes.size - np.arange(LONGEST + 1)
     correlations = (lagged / parts) / (lagged[0] / changes.size)
     tried = correlations[SHORTEST:]
     # Multiples of a period correlate as well, so the first that nearly does is the period.
     best = int(np.argmax(tried > NEARLY * max(float(tried.max()), 0.0)))
-    return best + SHORTEST, float(tried[best]), float(np.median(np.abs(tried))), float(correlations[1])
+    return best + SHORTEST, float(tried[best]), median(np.abs(tried)), float(correlations[1])

@@ -7,11 +7,10 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 
-import numpy as np
-
 from dyntune.detect.course import Course, Moment
+from dyntune.detect.steps import Block
 from dyntune.monitor.alerts import Alert, Cause
-from dyntune.monitor.rows import Array, Rows
+from dyntune.monitor.rows import Rows
 
 __all__ = ["Pace"]
 
@@ -61,7 +60,7 @@ class Pace:
     def update(self, rows: Rows) -> Iterable[Alert]:
         """See :class:`~dyntune.monitor.alerts.Detector`."""
         for moment in self._course.take(rows):
-            self._note(moment.seen.block.lr, moment.seen.block.norm, moment.step)
+            self._note(moment.seen.block)
             for reading in moment.new:
                 found = [x for x in reading.kinds.get(RATIO, {}).values() if math.isfinite(x) and x > 0.0]
                 if len(found) >= LEAST:
@@ -72,12 +71,11 @@ class Pace:
             if len(self._ratios) == LOOKS:
                 yield from self._judge(moment)
 
-    def _note(self, lr: Array, norm: Array, step: int) -> None:
-        high = float(np.fmax.reduce(lr))
-        if high > RISES * self._highest:
-            self._highest, self._since = high, step
+    def _note(self, block: Block) -> None:
+        if block.highest_rate > RISES * self._highest:
+            self._highest, self._since = block.highest_rate, int(block.steps[-1])
             self._ratios.clear()
-        known = norm[np.isfinite(norm)]
+        known = block.norms
         same = known.size >= FEW and known.max() - known.min() < CONSTANT * known.max()
         self._constant = self._constant + 1 if same else 0
         self._norm = float(known[-1]) if known.size else math.nan

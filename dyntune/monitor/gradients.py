@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dyntune.monitor.pending import Number
 from dyntune.objective.context import unwrap
 from dyntune.objective.dtensor import is_distributed_tensor, local
 from dyntune.objective.parameters import named_parameters
@@ -76,12 +77,15 @@ def own_gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [g.coalesce().values() if g.is_sparse else local(g) for g in grads]
 
 
-def gradient_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+def gradient_norm(gradients: Sequence[torch.Tensor]) -> Number:
     """Length of all of them together, squares added up in double precision; no device synchronisation."""
     with torch.no_grad():
-        norms = torch.stack(torch._foreach_norm(list(gradients)))
-        wide = None if norms.device.type == "mps" else torch.float64  # which that device does not have
-        total: torch.Tensor = torch.linalg.vector_norm(norms, dtype=wide)
+        norms = torch._foreach_norm(list(gradients))
+        if all(norm.is_cpu for norm in norms):  # two thirds of the time that two more kernels take for six tensors
+            squares = [norm * norm for norm in [norm.item() for norm in norms]]
+            return math.sqrt(sum(squares))
+        wide = None if norms[0].device.type == "mps" else torch.float64  # which that device does not have
+        total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=wide)
         return total
 
 

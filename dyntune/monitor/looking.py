@@ -73,6 +73,11 @@ class Looking:
             self._burst = Burst(self.bursts, session.names, self._measuring.curves)
         self.kind = kind
 
+    def economise(self) -> None:
+        """Take norms less often, where steps cost too much."""
+        if (unseen := self._norms.economise(self._session.budget)) is not None:
+            self._session.recorder.blind("grad/norm", unseen, step=self._session.last)
+
     def drop(self) -> None:
         """Do not go on with what is under way."""
         self._burst = self._look = self.kind = None

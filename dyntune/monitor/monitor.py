@@ -462,6 +462,7 @@ class Monitor:
         if self._looking.kind is not None or session.made < FIRST:
             return
         session.guarded("wiring", self._look_at_parameters)
+        self._looking.economise()
         shares = {kind: SHARES[kind] / sum(SHARES[other] for other in kinds) for kind in kinds}
         self._say_what_is_rare(shares)
         for kind in budget.in_turn(shares):

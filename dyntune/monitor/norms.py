@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from dyntune.monitor.budget import DISPLACED
+from dyntune.monitor.budget import DISPLACED, TIMED, WINDOW, Budget
 from dyntune.monitor.gradients import gradient_norm, own_gradients
 from dyntune.monitor.pending import Step, kept_scalar
 
@@ -23,6 +23,8 @@ class NormCadence:
 
     def __init__(self) -> None:
         self.every: int | None = None  # None: not between bursts
+        self._seconds = 0.0  # that one costs
+        self._due = 4 * WINDOW  # step from which on what all steps cost shows what the present cadence does
 
     def decide(self, seconds: float, permitted: float) -> str | None:
         """How often it is taken from now on.
@@ -34,14 +36,36 @@ class NormCadence:
         Returns:
             What is not seen, and why; None where every step is.
         """
-        seconds *= DISPLACED
-        room = SHARE * permitted
-        every = math.ceil(seconds / room) if room > 0 else MOST + 1
+        self._seconds = DISPLACED * seconds
+        return self._take(SHARE * permitted)
+
+    def economise(self, budget: Budget) -> str | None:
+        """Take it less often, but not never, where what every step costs leaves nothing for measurements.
+
+        Args:
+            budget: What steps cost, once they are past the first, which are dearer.
+
+        Returns:
+            What is not seen from now on, and why; None where nothing changed.
+        """
+        if self.every is None or self.every == MOST or budget.steps < self._due:
+            return None
+        self._due = budget.steps + 2 * WINDOW
+        above = budget.always - budget.aimed_always
+        return self._take(max(self._seconds / self.every - above, self._seconds / MOST)) if above > 0 else None
+
+    def _take(self, room: float) -> str | None:
+        """With so many seconds a step for it."""
+        every = math.ceil(self._seconds / room) if room > 0 else MOST + 1
+        every += every % TIMED == 0  # else the steps whose hooks are timed would all take one, or none
         self.every = every if every <= MOST else None
         if every <= 1:
             return None
         often = "between bursts" if self.every is None else f"on {every - 1} of {every} steps"
-        return f"{often}: it takes {1e6 * seconds:.0f} microseconds, and {1e6 * room:.0f} a step are allowed"
+        return (
+            f"{often}: it takes {1e6 * self._seconds:.0f} microseconds, and {1e6 * max(room, 0.0):.0f} a step are left "
+            "for it"
+        )
 
     def before(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         """Gradients are there, the step is not made; unscaled, no device synchronisation."""
@@ -52,4 +76,4 @@ class NormCadence:
             return
         total = gradient_norm(grads)
         scale = getattr(optimizer, "grad_scale", None)
-        step.put("grad/norm", kept_scalar(total / scale if isinstance(scale, torch.Tensor) else total))
+        step.put("grad/norm", kept_scalar(total / scale) if isinstance(scale, torch.Tensor) else total)

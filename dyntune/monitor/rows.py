@@ -219,8 +219,7 @@ class Rows(Sequence[Row]):
         codes, distinct = self._labels
         if not codes.any():
             return ()
-        _, first = np.unique(codes, return_index=True)
-        return tuple(dict.fromkeys(name for at in sorted(first) for name in distinct[codes[at]]))
+        return tuple(dict.fromkeys(name for code in dict.fromkeys(codes.tolist()) for name in distinct[code]))
 
     def label(self, name: str) -> list[str | None]:
         """A label over all rows."""
@@ -229,17 +228,29 @@ class Rows(Sequence[Row]):
 
     def column(self, name: str) -> Array:
         """Values over all rows, shape (rows,): NaN where there is none."""
+        column = self._columns.get(name)
+        if column is None:
+            return np.full(len(self), np.nan)
+        if column.at.size == len(self):  # as of what is recorded at every step
+            return column.values.copy()
         values = np.full(len(self), np.nan)
-        if name in self._columns:
-            values[self._columns[name].at] = self._columns[name].values
+        values[column.at] = column.values
         return values
 
     def has(self, name: str) -> NDArray[np.bool_]:
         """Whether each row has the column, shape (rows,); a refused value counts."""
+        column = self._columns.get(name)
+        if column is not None and column.at.size == len(self):
+            return np.ones(len(self), dtype=bool)
         found = np.zeros(len(self), dtype=bool)
-        if name in self._columns:
-            found[self._columns[name].at] = True
+        if column is not None:
+            found[column.at] = True
         return found
+
+    def numbers(self, name: str) -> Iterator[tuple[int, float]]:
+        """Places from 0 of the rows that have the column, and what they have: NaN where a value was refused."""
+        column = self._columns.get(name)
+        return iter(()) if column is None else zip(column.at.tolist(), column.values.tolist(), strict=True)
 
     def all_finite(self, name: str) -> bool:
         """Whether no value of the column is NaN or infinite; a refused one is neither. True without any value."""

@@ -217,7 +217,8 @@ def spending(bare: float, hooks: float, burst: float, steps: int = 20_000) -> Bu
 @pytest.mark.parametrize(("bare", "share"), [(1e-3, 0.05), (3e-3, 0.02), (0.1, 0.02)])
 def test_the_budget_is_kept_and_used(bare, share):
     budget = spending(bare, hooks=1e-5, burst=4 * bare)
-    assert 0.9 * share <= budget.share <= share + 4 * bare / budget.training  # the first one may be owed
+    # A tenth is kept back, and another may be unused; the first one may be owed.
+    assert 0.8 * share <= budget.share <= share + 4 * bare / budget.training
 
 
 def test_a_burst_that_is_never_affordable_is_made_once():
