@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,8 @@ def train(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     model: nn.Module | None = None,
+    batches: Iterator[Any] | None = None,
+    watch: Callable[[float], None] | None = None,
     evaluating: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Run:
     """Train from `seed` (initial weights, order of the rows, dropout) at a peak LR of the first group.
@@ -81,6 +84,8 @@ def train(
         seed: From 0.
         optimizer: In place of the scenario's: an optimizer that chooses its own LR. Needs `model`, which it holds.
         model: In place of a new one.
+        batches: In place of the scenario's.
+        watch: Given the loss of every batch.
         evaluating: Entered around the final evaluations: for an optimizer that evaluates elsewhere than it trains.
     """
     model = scenario.new_model(seed) if model is None else model
@@ -93,7 +98,7 @@ def train(
         window = math.ceil(PEAK_ROWS / scenario.batch)
         peak, total, finals = 0.0, 0.0, []
         tail = {round(scenario.steps * (1 - TAIL * i / (TAIL_POINTS - 1))) for i in range(TAIL_POINTS)}
-        for step, batch in zip(range(1, scenario.steps + 1), _batches(scenario, seed), strict=False):
+        for step, batch in zip(range(1, scenario.steps + 1), batches or _batches(scenario, seed), strict=False):
             factor = scenario.factor(step - 1)
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * factor
@@ -103,7 +108,9 @@ def train(
             if scenario.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, scenario.clip)
             optimizer.step()
-            total += loss.item()
+            total += (value := loss.item())
+            if watch is not None:
+                watch(value)
             if not math.isfinite(total):
                 return Run(initial, math.inf, math.inf, math.inf, NON_FINITE, initial_val)
             if step % window == 0:

@@ -35,14 +35,17 @@ FIRST = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 2e-3}
 FIRST_ADAM = 4e-3
 
 
-def lr_of(k: int) -> float:
+Train = Callable[[Any, float, int], Run]
+
+
+def lr_of(k: float) -> float:
     return float(2.0 ** (k / 4))
 
 
 class Store:
     """Runs, and what was found from them, in a file of JSON lines; a line that a kill cut short is passed over."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[Run] = Run) -> None:
         self.path = path
         self.runs: dict[str, dict[tuple[float, int], Run]] = {}  # by definition, then (k or LR, seed)
         self.found: dict[str, dict[str, Any]] = {}
@@ -53,7 +56,7 @@ class Store:
                 if "found" in row:
                     self.found.setdefault(row["digest"], {}).update(row["found"])
                 else:
-                    self.runs.setdefault(row["digest"], {})[row["k"], row["seed"]] = Run(*row["run"])
+                    self.runs.setdefault(row["digest"], {})[row["k"], row["seed"]] = kind(*row["run"])
                     self.seconds += row["seconds"]
             except (ValueError, KeyError, TypeError):
                 continue
@@ -73,16 +76,16 @@ class Store:
 class Runs:
     """The runs of one scenario: looked up, or trained and recorded."""
 
-    def __init__(self, scenario: Scenario, store: Store) -> None:
-        self.scenario, self.store = scenario, store
-        self.digest = f"{scenario.digest()}-{VERSION}"
+    def __init__(self, scenario: Scenario, store: Store, *, version: int = VERSION, train: Train = train) -> None:
+        self.scenario, self.store, self.train = scenario, store, train
+        self.digest = f"{scenario.digest()}-{version}"
         self.known = store.runs.setdefault(self.digest, {})
         self.found = store.found.setdefault(self.digest, {})
 
-    def run(self, k: int, seed: int) -> Run:
+    def run(self, k: float, seed: int) -> Run:
         if (k, seed) not in self.known:
             began = time.process_time()
-            run = train(self.scenario, lr_of(k), seed)
+            run = self.train(self.scenario, lr_of(k), seed)
             row = {"scenario": self.scenario.name, "digest": self.digest, "k": k, "seed": seed}
             row |= {"run": dataclasses.astuple(run), "seconds": round(time.process_time() - began, 4)}
             self.store.add(row)
@@ -93,7 +96,7 @@ class Runs:
         self.store.add({"scenario": self.scenario.name, "digest": self.digest, "found": found})
         self.found.update(found)
 
-    def loss(self, k: int, seeds: tuple[int, ...], which: str = "train") -> float:
+    def loss(self, k: float, seeds: tuple[int, ...], which: str = "train") -> float:
         """Mean over seeds of the clipped loss, ``"train"`` or ``"val"``."""
         runs = [self.run(k, seed) for seed in seeds]
         start = {"train": "initial", "val": "initial_val"}[which]
@@ -111,7 +114,7 @@ def first(scenario: Scenario) -> int:
     return COARSE * round(4 * math.log2(lr) / COARSE)
 
 
-def _coarse(runs: Runs) -> int:
+def coarse(runs: Runs) -> int:
     """Factor 4 with one seed: until the best is inside, and both sides are clearly worse."""
     start = first(runs.scenario)
     ks = {start - COARSE, start, start + COARSE}
@@ -140,7 +143,7 @@ def grid(runs: Runs) -> None:
     """
     if "best" in runs.found:
         return
-    best = _coarse(runs)
+    best = coarse(runs)
     octaves = [best - COARSE, best - OCTAVE, best, best + OCTAVE, best + COARSE]
     best = min(octaves, key=lambda k: runs.loss(k, SEEDS[:1]))
     for _ in range(8):
