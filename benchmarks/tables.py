@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms")
+NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2")
 PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
@@ -644,6 +644,81 @@ def replays(result: Record) -> str:
     return "\n\n".join([_table(header, rows), said, _origin(result["provenance"])])
 
 
+def _nats(found: Record) -> str:
+    """A mean cost with its interval, and the dearest."""
+    if found["mean"] is None:
+        return ""
+    ends = "" if found["interval"] is None else " ({:.4f} to {:.4f})".format(*found["interval"])
+    return f"{found['mean']:.4f}{ends}"
+
+
+def _hits(found: Record) -> str:
+    if not found["of"]:
+        return ""
+    low, high = (100 * end for end in found["interval"])
+    return f"{found['hits']} of {found['of']} ({low:.0f}–{high:.0f} %)"
+
+
+def beta2_synthetic(result: Record) -> str:
+    """What benchmarks/beta2/synthetic.py measured: costs, coverage, refusals."""
+    names = list(result["drift"][0]["cost"])
+    laws = [
+        f"{law['tau']}, {law['sigma']:g}, {law['kurtosis']:g}, {'one' if law['shared'] else 'each its own'}"
+        for law in result["drift"]
+    ]
+    costs = [
+        [said, f"{law['best']:.3f}", *(_nats(law["cost"][name]) for name in names)]
+        for said, law in zip(laws, result["drift"], strict=True)
+    ]
+    held = [
+        [said, *(_hits(law[key]) for key in ("identified", "coverage", "coverage_local"))]
+        for said, law in zip(laws, result["drift"], strict=True)
+    ]
+    head = "tau, deviation, kurtosis, variances"
+    refused = [[name, _hits(found)] for name, found in result["numbers_where_none_may_be"].items()]
+    return "\n\n".join(
+        [
+            _table([head, "best factor", *names], costs),
+            _table([head, "identified", "best within its interval", "best within the local level's"], held),
+            _table(["series", "a number was given"], refused),
+            _origin(result["provenance"]),
+        ]
+    )
+
+
+def _mean_share(row: Record) -> str:
+    low, high = (100 * end for end in row["interval"])
+    return f"{100 * row['mean']:.2f} % ({low:.2f} to {high:.2f})"
+
+
+def beta2_judged(result: Record) -> str:
+    """What benchmarks/beta2/judge.py found on a half: every rule, the lowest mean regret first."""
+    ordered = sorted((item for item in result["rules"].items() if "mean" in item[1]), key=lambda item: item[1]["mean"])
+    rows = [
+        [
+            f"**{name}**" if name.startswith("suggest") else name,
+            _mean_share(row),
+            "" if row.get("worst") is None else f"{100 * row['worst']:.1f} %",
+            "" if name not in result["against"] else _mean_share(result["against"][name]),
+            str(row.get("diverged", "")),
+            "" if "spikes" not in row else f"{row['spikes']:,}",
+        ]
+        for name, row in ordered
+    ]
+    header = ["rule", "mean regret", "worst, where certain", "ours less this", "diverged runs", "spikes"]
+    seeds = " or ".join(map(str, result["seeds"]))
+    said = (
+        f"{result['cells']} cells (workload and learning rate) of {result['families']} families, {seeds} paired seeds "
+        f"each; noise floor {100 * result['noise_floor']:.2f} %. Rank correlation of the bank's score with the loss: "
+        + (
+            "none was scored."
+            if result["score_and_loss"]["mean"] is None
+            else "{mean:.2f} over {cells} cells.".format(**result["score_and_loss"])
+        )
+    )
+    return "\n\n".join([_table(header, rows), said, _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -660,6 +735,9 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "signals": ("signals", signals),
     "alarms": ("../faults/results/alarms", alarms),
     "replays": ("../faults/results/replays", replays),
+    "beta2-synthetic": ("../beta2/results/synthetic", beta2_synthetic),
+    "beta2-tune": ("../beta2/results/judged-tune", beta2_judged),
+    "beta2-test": ("../beta2/results/judged-test", beta2_judged),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

@@ -87,9 +87,15 @@ def _start_worker(nice: int) -> None:
 
 
 def sweep(workloads: list[Workload], *, seeds: int, jobs: int, nice: int) -> None:
-    """Learning rates first, then a seed of everything after the other; what is quick first."""
-    order = sorted(workloads, key=lambda workload: workload.steps)
-    tasks = [(workload.name, seed) for seed in (None, *range(seeds)) for workload in order]
+    """Learning rates first, then one seed of everything after the other; long runs last."""
+    stages = (None, *range(seeds))
+    tasks = [
+        (workload.name, seed)
+        for steps in sorted({workload.steps for workload in workloads})
+        for seed in stages
+        for workload in workloads
+        if workload.steps == steps
+    ]
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=_start_worker, initargs=(nice,)) as pool:
         for done, line in enumerate(pool.imap_unordered(_work, tasks), start=1):
             print(f"[{done}/{len(tasks)}] {time.strftime('%H:%M:%S')} {line}", flush=True)
