@@ -105,6 +105,35 @@ class Estimate:
                 "an interval must hold its own value."
             )
 
+    @classmethod
+    def refused(
+        cls, reason: str, *, unit: str, method: str, low: float = -math.inf, high: float = math.inf
+    ) -> Estimate:
+        """Of sampling, without a value.
+
+        Args:
+            reason: Why.
+            unit: As above.
+            method: What was tried.
+            low: What is known all the same.
+            high: Likewise.
+
+        Example:
+            >>> str(Estimate.refused("two steps are no series", unit="steps", method="Sokal's window"))
+            'refused: two steps are no series'
+        """
+        return cls(
+            value=None,
+            low=low,
+            high=high,
+            level=None,
+            unit=unit,
+            method=method,
+            covers="sampling",
+            status=Status.REFUSED,
+            reason=reason,
+        )
+
     def __float__(self) -> float:
         if self.value is None:
             raise RefusedError(f"this estimate was refused and has no value: {self.reason}", partial=self)

@@ -337,14 +337,4 @@ def _critical_of(objective: Objective, index: int, scale: Vector | None, buffers
 
 
 def _refused(reason: str, unit: str) -> Estimate:
-    return Estimate(
-        value=None,
-        low=-math.inf,
-        high=math.inf,
-        level=None,
-        unit=unit,
-        method="refused",
-        covers="sampling",
-        status=Status.REFUSED,
-        reason=reason,
-    )
+    return Estimate.refused(reason, unit=unit, method="refused")

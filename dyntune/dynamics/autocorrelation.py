@@ -326,17 +326,7 @@ def _unit_starts(bursts: Sequence[int]) -> list[int]:
 
 
 def _refused(reason: str, method: str) -> Estimate:
-    return Estimate(
-        value=None,
-        low=-math.inf,
-        high=math.inf,
-        level=None,
-        unit="1",
-        method=method,
-        covers="sampling",
-        status=Status.REFUSED,
-        reason=reason,
-    )
+    return Estimate.refused(reason, unit="1", method=method)
 
 
 def lag_one_expectation(*, signal: float, signal_curvature: float, noise_curvature: float, lr: float) -> float:

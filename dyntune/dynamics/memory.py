@@ -218,14 +218,4 @@ def _lag_one(rho: Floats, last: int, steady: str) -> Estimate:
 
 
 def _refused(reason: str, unit: str = "steps") -> Estimate:
-    return Estimate(
-        value=None,
-        low=-math.inf,
-        high=math.inf,
-        level=None,
-        unit=unit,
-        method="Sokal's window",
-        covers="sampling",
-        status=Status.REFUSED,
-        reason=reason,
-    )
+    return Estimate.refused(reason, unit=unit, method="Sokal's window")

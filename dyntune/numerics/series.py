@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyntune.errors import InvalidArgumentError, NonFiniteError
-from dyntune.records import Estimate, Status
+from dyntune.records import Estimate
 
 __all__ = ["autocorrelation", "block_bootstrap", "detrended", "integrated_time"]
 
@@ -237,14 +237,4 @@ def _checked(series: npt.ArrayLike) -> Floats:
 
 
 def _refused(reason: str, *, low: float, high: float) -> Estimate:
-    return Estimate(
-        value=None,
-        low=low,
-        high=high,
-        level=None,
-        unit="steps",
-        method="Sokal's window",
-        covers="sampling",
-        status=Status.REFUSED,
-        reason=reason,
-    )
+    return Estimate.refused(reason, unit="steps", method="Sokal's window", low=low, high=high)
