@@ -34,23 +34,22 @@ class Parabola:
         return Run(2.0, train, val, 2.0, OK, 2.0)
 
 
-def searched(monkeypatch, tmp_path, trainer: Parabola) -> search.Runs:
-    monkeypatch.setattr(search, "train", trainer)
-    runs = search.Runs(SCENARIO, search.Store(tmp_path / "runs.jsonl"))
+def searched(tmp_path, trainer: Parabola) -> search.Runs:
+    runs = search.Runs(SCENARIO, search.Store(tmp_path / "runs.jsonl"), train=trainer)
     search.grid(runs)
     return runs
 
 
 @pytest.mark.parametrize("best", [-13.2, -7.0, -3.1, 0.4, 9.9])
-def test_grid_finds_the_best_from_far_away(monkeypatch, tmp_path, best):
-    runs = searched(monkeypatch, tmp_path, Parabola(best, best + 3.3))
+def test_grid_finds_the_best_from_far_away(tmp_path, best):
+    runs = searched(tmp_path, Parabola(best, best + 3.3))
     assert abs(runs.found["best"] / 4 - best) <= 0.25  # the nearest point of a grid of half octaves
     for k in range(runs.found["best"] - 6, runs.found["best"] + 7, 2):
         assert all((k, seed) in runs.known for seed in search.SEEDS)
 
 
-def test_validation_has_its_own_best(monkeypatch, tmp_path):
-    runs = searched(monkeypatch, tmp_path, Parabola(-3.0, 2.0, val_shift=-2.5))
+def test_validation_has_its_own_best(tmp_path):
+    runs = searched(tmp_path, Parabola(-3.0, 2.0, val_shift=-2.5))
     assert runs.found["best"] == -12
     assert runs.found["best_val"] == -22
     search.rerun(runs)
@@ -58,21 +57,21 @@ def test_validation_has_its_own_best(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("edge", [-2.8, -2.0, -0.9, 1.3, 4.2])
-def test_onset_is_found_to_a_quarter_octave(monkeypatch, tmp_path, edge):
-    runs = searched(monkeypatch, tmp_path, Parabola(-3.0, edge))
+def test_onset_is_found_to_a_quarter_octave(tmp_path, edge):
+    runs = searched(tmp_path, Parabola(-3.0, edge))
     search.failure_onset(runs)
     # Seeds fail from edge + 0.01 seed on: three of five do from edge + 0.02 on.
     worse_than_midpoint = -3.0 + math.sqrt((1.25 - 0.5) / 0.05)
     assert runs.found["onset"] == math.ceil(4 * min(edge + 0.02, worse_than_midpoint))
 
 
-def test_a_kill_costs_one_run(monkeypatch, tmp_path):
-    whole = searched(monkeypatch, tmp_path / "whole", Parabola(-3.0, 0.0))
+def test_a_kill_costs_one_run(tmp_path):
+    whole = searched(tmp_path / "whole", Parabola(-3.0, 0.0))
     trainer, died = Parabola(-3.0, 0.0), 0
     for _ in range(100):
         trainer.dies_after = len(trainer.calls) + 3
         try:
-            runs = searched(monkeypatch, tmp_path, trainer)
+            runs = searched(tmp_path, trainer)
             break
         except KeyboardInterrupt:
             died += 1
@@ -84,19 +83,19 @@ def test_a_kill_costs_one_run(monkeypatch, tmp_path):
     assert len(trainer.calls) == len(whole.known) + died  # the cut lines again, nothing else
 
 
-def test_a_finished_search_trains_nothing(monkeypatch, tmp_path):
+def test_a_finished_search_trains_nothing(tmp_path):
     trainer = Parabola(-3.0, 0.0)
-    first = searched(monkeypatch, tmp_path, trainer)
+    first = searched(tmp_path, trainer)
     search.failure_onset(first)
     count = len(trainer.calls)
-    again = searched(monkeypatch, tmp_path, trainer)
+    again = searched(tmp_path, trainer)
     search.failure_onset(again)
     assert len(trainer.calls) == count
     assert again.found == first.found
 
 
-def test_another_definition_does_not_see_the_runs(monkeypatch, tmp_path):
-    runs = searched(monkeypatch, tmp_path, Parabola(-3.0, 0.0))
+def test_another_definition_does_not_see_the_runs(tmp_path):
+    runs = searched(tmp_path, Parabola(-3.0, 0.0))
     other = Scenario("searched", "digits/mlp-relu", "tune", "sgd", width=33)
     assert runs.known
     assert not search.Runs(other, search.Store(runs.store.path)).known

@@ -21,9 +21,8 @@ SCENARIO = Scenario("judged", "digits/mlp-relu", "tune", "sgd")
 def judged(monkeypatch, tmp_path):
     """A finished sweep of a parabola with its best at 1/8 and its edge at 1, packed; the judge; the trainer."""
     trainer = Parabola(-3.0, 0.0, val_shift=-1.0)
-    monkeypatch.setattr(search, "train", trainer)
     monkeypatch.setattr(verdict, "train", trainer)
-    runs = search.Runs(SCENARIO, search.Store(tmp_path / "runs.jsonl"))
+    runs = search.Runs(SCENARIO, search.Store(tmp_path / "runs.jsonl"), train=trainer)
     for step in (search.grid, search.rerun, search.failure_onset):
         step(runs)
     packed = json.dumps({"scenarios": {SCENARIO.name: sweep._row(runs)}}, allow_nan=False)
