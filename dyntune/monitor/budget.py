@@ -41,9 +41,9 @@ RESUMED = ("largest",)
 # What hooks cost, over what they take by a clock around them: afterwards the training's own code and data come back
 # into caches that they displaced. Measured on steps of a millisecond: with 1.4 the budget was not kept (6.8% of 4.8%).
 DISPLACED = 2.0
-# Of what is permitted. On steps of a millisecond what the monitor takes by its own clock, that factor included, was
-# within a tenth of the difference between paired blocks of steps.
-AIM = 0.9
+# Of what is permitted, by the monitor's own clock, which misses some: with 0.9, paired blocks of training took 2.01% of
+# the 2.0% permitted on a transformer with steps of 85 ms, and 1.66% and 3.79% of 5.0% on shorter ones.
+AIM = 0.8
 # Of that, for hooks, records and norms of the gradient; the rest is for measurements.
 ALWAYS = 0.8
 
