@@ -27,12 +27,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dyntune.dynamics.ema_bank import BURN_IN, LEVELS, EMABank
+from dyntune.dynamics.ema_bank import BURN_IN, LEVELS, STALE, EMABank
 from dyntune.dynamics.memory import memory_of
+from dyntune.errors import InvalidArgumentError
 from dyntune.numerics.series import WINDOW, block_bootstrap
 from dyntune.records import Estimate, Status
 
-__all__ = ["BankReading", "read_bank"]
+__all__ = ["BankReading", "read_bank", "share_interval"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -65,6 +66,11 @@ class BankReading:
         dense: Share of them that is scored.
         dead: Share that was zero at every step.
         hit_rate: Mean share of steps in which the coordinates that are neither are not zero; None without any.
+        stale: For each factor, the share of pairs of a step and a tensor in which the tensor's staleness would have
+            been above 2.3; empty if nothing was scored. It bounds nothing: see :mod:`dyntune.dynamics.ema_bank`.
+        stale_low: Lower ends of their 95% intervals, each for itself.
+        stale_high: Upper ends.
+        tensors: How many tensors have a scored coordinate.
     """
 
     betas: tuple[float, ...]
@@ -78,6 +84,49 @@ class BankReading:
     dense: float
     dead: float
     hit_rate: float | None
+    stale: tuple[float, ...]
+    stale_low: tuple[float, ...]
+    stale_high: tuple[float, ...]
+    tensors: int
+
+    def staleness(self, beta: float) -> Estimate | None:
+        """How often a tensor's staleness would have been above 2.3, of the compared factor nearest to `beta`.
+
+        Args:
+            beta: In (0, 1).
+
+        Returns:
+            A share of steps and tensors, never better than UNCERTAIN since its threshold is not calibrated; None if
+            nothing was scored.
+
+        Raises:
+            InvalidArgumentError: A factor outside (0, 1).
+
+        Example:
+            >>> bank = EMABank(40, tensors=[20, 20])
+            >>> for row in np.random.default_rng(0).standard_normal((400, 40)):
+            ...     bank.update(row)
+            >>> read_bank(bank).staleness(0.999).value
+            0.0
+        """
+        if not 0 < beta < 1:
+            raise InvalidArgumentError(f"beta={beta}: the factor of a running average lies between 0 and 1.")
+        if not self.stale:
+            return None
+        logits = np.log(np.array(self.betas)) - np.log1p(-np.array(self.betas))
+        i = int(np.abs(logits - math.log(beta) + math.log1p(-beta)).argmin())
+        return Estimate(
+            value=self.stale[i],
+            low=self.stale_low[i],
+            high=self.stale_high[i],
+            level=LEVEL,
+            unit="1",
+            method=f"share of {self.steps} steps x {self.tensors} tensors with staleness above {STALE} at "
+            f"{self.betas[i]:.4g}, from the average of the steps before",
+            covers="sampling",
+            status=Status.UNCERTAIN,
+            reason=f"neither the threshold {STALE} nor a share that is too much has been calibrated",
+        )
 
     def within(self, tolerance: float, *, sure: bool = False) -> tuple[float, float] | None:
         """Lowest and highest factor within `tolerance` nats of the best one; None if there is none.
@@ -109,7 +158,8 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
     Returns:
         Scores and, where they are identified, the best factor and the local-level one. They are refused when the
         variance does not vary beyond the noise, when its memory is (:func:`memory_of`), and when an end of the bank is
-        not told apart from its best.
+        not told apart from its best. Shares of stale tensors have intervals of as many independent cases as the
+        bootstrap's spread speaks for.
 
     Accuracy:
         Of 80 series of 7500 steps of eight coordinates with a log-variance of memory 100, 40 with independent and 40
@@ -132,6 +182,7 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
         "dense": float(bank.dense.mean()) if bank.steps > BURN_IN else 0.0,
         "dead": dead,
         "hit_rate": float((bank.hits[rare] / bank.steps).mean()) if rare.any() else None,
+        "tensors": bank.tensors,
     }
     scores, width = bank.scores.bins, bank.scores.width
     if len(scores) < MIN_BINS or bank.logs is None:
@@ -142,12 +193,33 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
         )
         refused = _refused(reason)
         return BankReading(
-            **common, excess=(), margin=(), best=refused, local_level=refused, memory=_refused(reason, "steps"), steps=0
+            **common,
+            excess=(),
+            margin=(),
+            best=refused,
+            local_level=refused,
+            memory=_refused(reason, "steps"),
+            steps=0,
+            stale=(),
+            stale_low=(),
+            stale_high=(),
         )
     memory, block = _memory(bank.logs.bins, width)
-    columns = np.concatenate([scores / width, bank.moments.bins], axis=1)
+    count = len(bank.betas)
+    columns = np.concatenate(
+        [scores / width, bank.moments.bins, bank.stale.bins / (width * max(1, bank.tensors))], axis=1
+    )
     draws = block_bootstrap(columns, block=block, draws=DRAWS, seed=seed)
-    means, count = columns.mean(axis=0), len(bank.betas)
+    means = columns.mean(axis=0)
+    shares = means[-count:]
+    pairs = len(scores) * width * bank.tensors
+    # Eight blocks may come out alike by chance; bins that were independent would have the second spread.
+    spreads = np.maximum(draws[:, -count:].std(axis=0), columns[:, -count:].std(axis=0) / math.sqrt(len(scores)))
+    ends = [
+        share_interval(share, pairs, spread=spread, together=bank.tensors)
+        for share, spread in zip(shares.tolist(), spreads.tolist(), strict=True)
+    ]
+    means, draws = means[:-count], draws[:, :-count]
     first = int(means[:count].argmin())
     excess = means[:count] - means[first]
     drawn = draws[:, :count] - draws[:, first : first + 1]
@@ -163,7 +235,47 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
         local_level=local,
         memory=memory,
         steps=len(scores) * width,
+        stale=tuple(shares.tolist()),
+        stale_low=tuple(low for low, _ in ends),
+        stale_high=tuple(high for _, high in ends),
     )
+
+
+def share_interval(share: float, count: int, *, spread: float = 0.0, together: float = 1.0) -> tuple[float, float]:
+    """Exact 95% interval of a share of `count` cases that are not independent.
+
+    Args:
+        share: In [0, 1].
+        count: Cases.
+        spread: Standard error of `share` that a bootstrap over independent pieces found.
+        together: Cases that may all be the same one; they count as one where `spread` is zero, as it is when all cases
+            are alike.
+
+    Returns:
+        Clopper and Pearson's interval for as many independent cases as would have that spread, never more than there
+        are. (Korn and Graubard 1998, Survey Methodology 24(2).)
+
+    Raises:
+        InvalidArgumentError: A share outside [0, 1], or no case.
+
+    Example:
+        >>> [round(end, 3) for end in share_interval(0.0, 100)]  # 1 - 0.025^(1/100)
+        [0.0, 0.036]
+        >>> share_interval(0.1, 100, spread=0.06)[1] > share_interval(0.1, 100)[1]
+        True
+    """
+    if not 0 <= share <= 1 or count < 1:
+        raise InvalidArgumentError(f"share={share} of count={count}: a share in [0, 1] of one case or more is needed.")
+    cases = count / together
+    if 0 < share < 1:
+        cases = share * (1 - share) / spread**2 if spread > 0 else cases
+    cases = min(max(cases, 1.0), float(count))
+    from scipy.special import betaincinv
+
+    hits, tail = share * cases, (1 - LEVEL) / 2
+    low = float(betaincinv(hits, cases - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, cases - hits, 1 - tail)) if hits < cases else 1.0
+    return min(low, share), max(high, share)
 
 
 def _memory(logs: Floats, width: int) -> tuple[Estimate, int]:
@@ -280,14 +392,4 @@ def _gain(moments: Floats, level: int) -> Floats:
 
 
 def _refused(reason: str, unit: str = "beta2") -> Estimate:
-    return Estimate(
-        value=None,
-        low=-math.inf,
-        high=math.inf,
-        level=None,
-        unit=unit,
-        method="bank of running averages",
-        covers="sampling",
-        status=Status.REFUSED,
-        reason=reason,
-    )
+    return Estimate.refused(reason, unit=unit, method="bank of running averages")

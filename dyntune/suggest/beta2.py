@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dyntune.dynamics.ema_bank import EMABank
+from dyntune.dynamics.ema_bank import STALE, EMABank
 from dyntune.dynamics.ema_reading import BankReading, read_bank
 from dyntune.errors import InvalidArgumentError, NonFiniteError
 from dyntune.numerics.random import stream_seed
@@ -61,17 +61,18 @@ def suggest_beta2(
 ) -> Recommendation:
     """Suggest Adam's beta2 (RMSprop's alpha), with what bounds it and what was measured of it.
 
-    The value comes from what is known beforehand: a half-life in tokens, a good value at another batch size, or the
-    one that the optimizer has. Bounds move it: ``beta1 < sqrt(beta2)``, a memory of at most a third of the training,
-    and, where the pilot identifies it, the range that predicts squared gradients within 0.1 nats of the best. The pilot
-    trains a *twin* (cloned parameters, an optimizer rebuilt from the user's type, groups and state) at the present
-    learning rate. The pure rule is ``dyntune.suggest.beta2_rule.beta2_rule``.
+    The value is ``1 - lr / (20 R)``, with R the root mean square of the weights: Adam moves a weight by at most about
+    lr a step, and so by at most 20 R within the memory. A good value at another batch size that the user knows goes
+    before it, and a half-life in tokens where that is shorter. Bounds move it: ``beta1 < sqrt(beta2)``, a memory of at
+    most a third of the training, and, where the pilot identifies it, the range that predicts squared gradients within
+    0.1 nats of the best. The pilot trains a *twin* (cloned parameters, an optimizer rebuilt from the user's type, groups
+    and state) at the present learning rate. The pure rule is ``dyntune.suggest.beta2_rule.beta2_rule``.
 
-    **Not judged yet.** No brute-force comparison stands behind this version, so that its status is never OK. The beta2
-    that predicts squared gradients best was not the one with the lowest loss on a small network (0.98 to 0.99, and
-    0.9999): that is why it is a bound only. And it binds rarely: it takes a stretch without a trend that is fifty times
-    as long as the gradients' scale remembers, which a pilot of 200 steps next to never is. The value is then that of
-    what is known beforehand, and the result says so.
+    What was judged, by training at eight values of beta2, is on the results page on beta2. The pilot's measurements
+    seldom move the value. The beta2 that predicts squared gradients best was not the one with the lowest loss on a
+    small network (0.98 to 0.99, and 0.9999): that is why it is a bound only. And it binds rarely: it takes a stretch
+    without a trend that is fifty times as long as the gradients' scale remembers, which a pilot of 200 steps next to
+    never is. The result says which bound decided.
 
     The user's model, optimizer, gradients, buffers and random states are bit-identical afterwards.
 
@@ -81,7 +82,8 @@ def suggest_beta2(
         loss_fn: As for :func:`dyntune.suggest_lr`.
         optimizer: A torch Adam, AdamW, NAdam or RMSprop on the model's parameters, a function ``params -> Optimizer``,
             or ``"adam"`` or ``"adamw"`` with `lr`.
-        lr: Learning rate of the pilot; default the optimizer's own. The other groups' keep their ratio to the first's.
+        lr: Learning rate of the training to come at its highest, and of the pilot; default the optimizer's own. The
+            other groups' keep their ratio to the first's.
         criterion: As for :func:`dyntune.suggest_lr`.
         num_steps: Optimizer steps of the training to come.
         tokens_per_step: Tokens of one optimizer step, over all processes and accumulated batches; None for data without
@@ -95,11 +97,12 @@ def suggest_beta2(
             costs one for each accumulated batch.
         seed: Seed of dropout, of the sampled coordinates and of the bootstrap.
         progress: As for :func:`dyntune.suggest_lr`.
-        strict: Raise when the status is not OK, which in this version it never is.
+        strict: Raise when the status is not OK.
 
     Returns:
-        The recommendation for the first parameter group; other groups' values are in its evidence. The range is what no
-        bound excludes; it is not calibrated.
+        The recommendation for the first parameter group; other groups' values are in its evidence. The range is half to
+        twice the path where that decided, and else what no bound excludes. OK for Adam and AdamW with beta1 = 0.9 at
+        learning rates over R that were judged, UNCERTAIN otherwise.
 
     Raises:
         InvalidArgumentError: An optimizer without a running average of squared gradients, a name without `lr`, or a
@@ -123,8 +126,8 @@ def suggest_beta2(
         >>> rec = suggest_beta2(
         ...     model, data, optimizer=optimizer, criterion=torch.nn.MSELoss(), num_steps=600, max_gradients=60
         ... )
-        >>> rec.value, rec.evidence["active bound"]
-        (0.995, 'a third of the training')
+        >>> rec.value, rec.evidence["active bound"], rec.status.name
+        (0.995, 'a third of the training', 'OK')
     """
     _check(optimizer, lr, accumulate, clip_norm, max_gradients)
     # Raises before anything is measured.
@@ -147,11 +150,20 @@ def suggest_beta2(
         meter.charge(FORWARD_COST)
         twin = Twin(objective, training, buffers, meter, seed=seed)
         name = _knob(twin.optimizer)
+        sizes = _weight_rms(twin.optimizer)
         rate = float(twin.optimizer.param_groups[0]["lr"]) if lr is None else lr
         banks, stopped = _pilot(twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell))
         found = [
-            _recommend(replace(settings, knob=name), group, bank, twin, rate, stopped, seed=seed)
-            for group, bank in zip(twin.optimizer.param_groups, banks, strict=True)
+            _recommend(
+                replace(settings, knob=name, weight_rms=size, lr=rate * ratio),
+                group,
+                bank,
+                twin,
+                rate,
+                stopped,
+                seed=seed,
+            )
+            for group, bank, size, ratio in zip(twin.optimizer.param_groups, banks, sizes, twin.ratios, strict=True)
         ]
     result = _joined(found)
     return result.require() if strict else result
@@ -179,13 +191,37 @@ def _check(
 
 
 def _knob(optimizer: torch.optim.Optimizer) -> str:
-    for kind, name in KNOBS.items():
-        if isinstance(optimizer, kind):
-            return name
+    return KNOBS[_kind(optimizer)]
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer]:
+    for kind in (type(optimizer), *KNOBS):  # AdamW is an Adam
+        if kind in KNOBS and isinstance(optimizer, kind):
+            return kind
     raise InvalidArgumentError(
         f"a {type(optimizer).__name__} has no running average of squared gradients with one factor that this function "
         "knows: beta2 is a setting of Adam, AdamW and NAdam, alpha of RMSprop."
     )
+
+
+def _weight_rms(optimizer: torch.optim.Optimizer) -> list[float | None]:
+    """Root mean square of each group's matrices; of all groups' where one has none, None where there are none at all.
+
+    Vectors are left out: they are biases and scales, which begin at 0 and 1 whatever the learning rate fits.
+    """
+    groups = [[p for p in group["params"] if p.dim() > 1 and p.numel()] for group in optimizer.param_groups]
+    everything = [p for group in groups for p in group]
+    found: list[float | None] = []
+    for tensors in groups:
+        chosen = tensors or everything
+        total = sum(float(torch.linalg.vector_norm(p.detach(), dtype=_accurate(p))) ** 2 for p in chosen)
+        count = sum(p.numel() for p in chosen)
+        found.append(math.sqrt(total / count) if count else None)
+    return found
+
+
+def _accurate(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _stage(tell: Any) -> Any:
@@ -230,7 +266,7 @@ def _pilot(
         _Sample.of([p for p in group["params"] if p.numel()], key=(seed, i))
         for i, group in enumerate(twin.optimizer.param_groups)
     ]
-    banks = [EMABank(sample.size) if sample.size else None for sample in samples]
+    banks = [EMABank(s.size, tensors=[len(p) for p in s.places]) if s.size else None for s in samples]
     while meter.left >= twin.training.accumulate:
         loss = twin.step(rate)
         if not math.isfinite(loss):
@@ -263,15 +299,21 @@ def _recommend(
     evidence = replace(
         settings,
         present=present,
+        optimizer=_kind(twin.optimizer).__name__,
         beta1=float(group["betas"][0]) if adam else None,
-        checks=_checks(twin, rate, reading, stopped, adam=adam),
+        checks=_checks(twin, rate, reading, stopped, present, adam=adam),
         cost=twin.meter.spent,
     )
     if reading is None:
         return beta2_rule(evidence)
+    stale = reading.staleness(present)
+    measured: dict[str, Estimate] = {"memory of the scale": reading.memory}
+    if stale is not None:
+        measured["share of tensors above 2.3"] = stale
     return beta2_rule(
         replace(
             evidence,
+            measured=measured,
             best=reading.best,
             local_level=reading.local_level,
             admitted=reading.within(TOLERANCE),
@@ -282,13 +324,17 @@ def _recommend(
                 "score_beta2": reading.betas if reading.excess else (),
                 "score_excess": reading.excess,
                 "score_margin": reading.margin,
+                "stale_beta2": reading.betas if reading.stale else (),
+                "stale_share": reading.stale,
+                "stale_low": reading.stale_low,
+                "stale_high": reading.stale_high,
             },
         )
     )
 
 
 def _checks(
-    twin: Twin, rate: float, reading: BankReading | None, stopped: str | None, *, adam: bool
+    twin: Twin, rate: float, reading: BankReading | None, stopped: str | None, present: float, *, adam: bool
 ) -> tuple[str, ...]:
     found = [
         f"model measured in {twin.objective.mode} mode; loss: {twin.objective.rule.assumed}",
@@ -299,6 +345,12 @@ def _checks(
             f"{reading.steps} steps of {reading.size} coordinates scored, of which {100 * reading.dense:.3g}% have a "
             f"gradient in most steps and {100 * reading.dead:.3g}% in none"
         )
+        stale = reading.staleness(present)
+        if stale is not None:
+            found.append(
+                f"staleness above {STALE} at {present:g} in {100 * float(stale):.2g}% of tensors and steps; that "
+                "threshold is not calibrated and moves nothing"
+            )
     count = len(twin.objective.batches)
     if twin.steps * twin.training.accumulate > count:
         found.append(f"the {count} batches were seen more than once: their noise repeats")

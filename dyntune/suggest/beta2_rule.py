@@ -1,8 +1,12 @@
 r"""The rule behind :func:`dyntune.suggest_beta2`: numbers in, recommendation out; no model in sight.
 
-A value is proposed by what is known beforehand, and bounds move it. The running average that predicts squared gradients
-best is one of the bounds and not the proposal: on a small network 0.98 to 0.99 predicted best, at most 0.1 nats better
-than 0.9999, and the loss ended lowest at 0.9999.
+What a running average of squared gradients remembers should be of about the present weights. One step of Adam moves a
+weight by up to the learning rate, and so the memory of ``1 / (1 - beta2)`` steps by up to ``lr / (1 - beta2)``: a path,
+which is given in sizes of the weights (their root mean square). Of the values in :data:`PATH` tried, some 12 to 40 such
+sizes trained best, for learning rates and lengths of training that differ a hundredfold and tenfold
+(``benchmarks/beta2``). Other bounds move the value. The running average that predicts squared gradients best is one of
+them and not the proposal: on a small network 0.98 to 0.99 predicted best, at most 0.1 nats better than 0.9999, and the
+loss ended lowest at 0.9999.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dyntune.records import Estimate, Recommendation, Status, short_number
 
 __all__ = [
     "HALF_LIFE",
+    "PATH",
     "TOLERANCE",
     "USUAL",
     "Beta2Evidence",
@@ -25,10 +30,17 @@ __all__ = [
     "half_life_beta2",
     "horizon",
     "momentum_floor",
+    "path_beta2",
     "refresh_beta2",
     "spike_limit",
 ]
 
+# Sizes of the weights that they may move by within the memory. On the tune half of benchmarks/beta2 (48 cells: 16
+# workloads at three learning rates, four seeds) the mean regret is flat from 12 to 40, 0.52 to 0.61% of what there is
+# to be learnt, 0.9% at 8 and at 150, and 0.9% for 0.999. Half and twice of it are what is given as the range.
+PATH, EITHER_SIDE = 20.0, 2.0
+# Learning rates over sizes of the weights at which it was judged.
+JUDGED = (0.0026, 1.2)
 # Half-life of the second moment in tokens: Marek et al. (2025), arXiv:2507.07101, for every batch size in their small
 # language models; (0.95 at 512 rows of 1024 tokens, 0.9999 at one), their pair for large ones, is 7.1 million.
 HALF_LIFE = 10e6
@@ -44,15 +56,17 @@ TOLERANCE = 0.1
 USUAL = (0.95, 0.9999)
 # Learning rates that one coordinate may move in one step before it is worth a word: as far as sign descent moves.
 AMPLIFICATION = 1.0
+PATH_NAME, LENGTH_NAME = "path of the weights", "a third of the training"
 # beta1 < sqrt(beta2) is strict: a hundredth of 1 - beta1^2 inside of it.
 INSIDE = 0.99
 
 RULE = (
-    "the half-life in tokens, or a known value carried over to another batch size, or else the present value; moved "
-    "into beta1^2 .. 1 - 3 / steps and into what predicts squared gradients within 0.1 nats of the best, where that "
-    "is identified"
+    "a known value carried over to another batch size; else the shorter memory of 1 - lr / (20 RMS of the weights) and "
+    "the half-life in tokens; moved into beta1^2 .. 1 - 3 / steps and into what predicts squared gradients within 0.1 "
+    "nats of the best, where that is identified"
 )
 SOURCES = (
+    "benchmarks/beta2 (the path of 20 weight sizes)",
     "Marek et al. (2025), arXiv:2507.07101 (half-life in tokens; beta2^(B'/B))",
     "Zhang et al. (2022), arXiv:2208.09632, and Reddi et al. (2018), arXiv:1904.09237 (beta1 < sqrt(beta2))",
     "Fernandez-Hernandez et al. (2026), arXiv:2605.10119 (1 - 1000 / steps where beta1 = beta2)",
@@ -75,6 +89,33 @@ def half_life_beta2(tokens_per_step: float, *, tokens: float = HALF_LIFE) -> flo
     _positive("tokens_per_step", tokens_per_step)
     _positive("tokens", tokens)
     return float(0.5 ** (tokens_per_step / tokens))
+
+
+def path_beta2(lr: float, weight_rms: float, *, path: float = PATH) -> float:
+    """The beta2 within whose memory a weight moves by at most `path` times its size: ``1 - lr / (path * weight_rms)``.
+
+    Args:
+        lr: Learning rate, at its highest: Adam's step is at most about that.
+        weight_rms: Root mean square of the weights.
+        path: In sizes of the weights.
+
+    Returns:
+        In [0, 1): 0 where a single step goes farther.
+
+    Raises:
+        InvalidArgumentError: Numbers that are not positive and finite.
+
+    Source: ``lr / (1 - beta2)`` with Kingma and Ba (2015), arXiv:1412.6980, section 2.1 (the step is at most about lr);
+        `path` from ``benchmarks/beta2``.
+
+    Example:
+        >>> round(path_beta2(1e-3, 0.05), 4), round(path_beta2(2e-2, 0.1), 4)
+        (0.999, 0.99)
+    """
+    _positive("lr", lr)
+    _positive("weight_rms", weight_rms)
+    _positive("path", path)
+    return max(0.0, 1 - lr / (path * weight_rms))
 
 
 def half_life(beta2: float) -> float:
@@ -169,6 +210,9 @@ class Beta2Evidence:
         present: The factor that the optimizer has.
         beta1: Its momentum factor; None for RMSprop, whose step has no running average of gradients.
         knob: What the optimizer calls the factor.
+        optimizer: What kind it is; ``"Adam"`` and ``"AdamW"`` are those that the path was judged with.
+        lr: Its learning rate, at its highest; None if unknown.
+        weight_rms: Root mean square of the group's weights, vectors left out; None if unknown.
         num_steps: Length of the training to come; None if unknown.
         tokens_per_step: Tokens of one optimizer step; None for data without tokens. A row or an image is no token: the
             half-life was found on text, and what a sample of other data weighs in it is not known.
@@ -180,6 +224,7 @@ class Beta2Evidence:
         sure: Range of factors shown not to.
         scored: Steps that these are from.
         hit_rate: Share of steps in which rare coordinates have a gradient; None without such.
+        measured: More that was measured and moves nothing, by name.
         checks: What was verified, in words.
         cost: Gradient-equivalents spent.
         series: Curves for the plot.
@@ -188,6 +233,9 @@ class Beta2Evidence:
     present: float
     beta1: float | None
     knob: str = "beta2"
+    optimizer: str = ""
+    lr: float | None = None
+    weight_rms: float | None = None
     num_steps: int | None = None
     tokens_per_step: float | None = None
     tokens: float = HALF_LIFE
@@ -198,6 +246,7 @@ class Beta2Evidence:
     sure: tuple[float, float] | None = None
     scored: int = 0
     hit_rate: float | None = None
+    measured: Mapping[str, Estimate] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
     cost: float = 0.0
     series: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -206,6 +255,25 @@ class Beta2Evidence:
     def tied(self) -> bool:
         """Whether the optimizer has beta1 = beta2."""
         return self.beta1 is not None and self.beta1 == self.present
+
+    @property
+    def step_size(self) -> float | None:
+        """Learning rate over size of the weights; None where it is not known, or zero."""
+        return self.lr / self.weight_rms if self.lr and self.weight_rms else None
+
+    @property
+    def unjudged(self) -> str:
+        """Why the path was not judged for such a training, in words; empty where it was."""
+        if self.optimizer not in ("Adam", "AdamW"):
+            return f"the rule was judged with Adam and AdamW, not with {self.optimizer or 'this optimizer'}"
+        if self.beta1 != 0.9:
+            return f"the rule was judged at beta1 = 0.9, not at {self.beta1}"
+        if self.step_size is not None and not JUDGED[0] <= self.step_size <= JUDGED[1]:
+            return (
+                f"a learning rate of {short_number(self.step_size)} sizes of the weights is outside what the rule was "
+                f"judged at, {JUDGED[0]:g} to {JUDGED[1]:g}"
+            )
+        return ""
 
     @property
     def identified(self) -> bool:
@@ -231,18 +299,20 @@ def beta2_rule(evidence: Beta2Evidence) -> Recommendation:
         evidence: See :class:`Beta2Evidence`.
 
     Returns:
-        A recommendation. Its range is what nothing excludes of the usual factors, 0.95 to 0.9999, and of the value.
-        ``evidence["active bound"]`` names what decided; ``"insensitive"`` where nothing had to. The status is never
-        better than UNCERTAIN: the rule has not been judged against brute force. Refused when the training is so short
+        A recommendation. Its range is half to twice the path where that decided, within which the mean regret changed
+        by a tenth of a percent of what there is to be learnt; otherwise what nothing excludes of the usual factors,
+        0.95 to 0.9999, and of the value. ``evidence["active bound"]`` names what decided; ``"insensitive"`` where
+        nothing had to. OK where the path decided, or the length of training below it, as it was judged: Adam or AdamW,
+        beta1 = 0.9, learning rates as in benchmarks/beta2; UNCERTAIN otherwise. Refused when the training is so short
         that no factor is below ``1 - 3 / steps`` and above ``beta1^2``.
 
     Raises:
         InvalidArgumentError: A number outside its range.
 
     Example:
-        >>> rec = beta2_rule(Beta2Evidence(present=0.999, beta1=0.9, tokens_per_step=512 * 1024, num_steps=10_000))
-        >>> round(rec.value, 3), rec.evidence["active bound"]
-        (0.964, 'half-life in tokens')
+        >>> rec = beta2_rule(Beta2Evidence(present=0.999, beta1=0.9, optimizer="Adam", lr=0.01, weight_rms=0.1))
+        >>> round(rec.value, 4), rec.evidence["active bound"]
+        (0.995, 'path of the weights')
     """
     _factor("present", evidence.present)
     proposals = _proposals(evidence)
@@ -263,12 +333,13 @@ def beta2_rule(evidence: Beta2Evidence) -> Recommendation:
         floor, ceiling = inner
     else:
         floor, ceiling = low, high
-    ends = "beta1 < sqrt(beta2)", "a third of the training"
+    ends = "beta1 < sqrt(beta2)", LENGTH_NAME
     if not low <= value <= high:
         name, value = (ends[0], low) if value < low else (ends[1], high)
     if evidence.insensitive and name in proposals:
         name = "insensitive"
-    usual = min(max(floor, min(USUAL[0], value)), value), max(min(ceiling, max(USUAL[1], value)), value)
+    first, last = _range(evidence) if PATH_NAME in (next(iter(proposals)), name) else USUAL
+    usual = min(max(floor, min(first, value)), value), max(min(ceiling, max(last, value)), value)
     return _recommend(evidence, proposals, value, usual, name, _reason(evidence, name), notes)
 
 
@@ -277,14 +348,28 @@ def _proposals(evidence: Beta2Evidence) -> dict[str, float]:
     found: dict[str, float] = {}
     if evidence.known is not None:
         found["known value at this batch size"] = batch_transfer(evidence.known[0], ratio=evidence.known[1])
+    shortest: dict[str, float] = {}
     if evidence.tokens_per_step is not None:
-        found["half-life in tokens"] = half_life_beta2(evidence.tokens_per_step, tokens=evidence.tokens)
+        shortest["half-life in tokens"] = half_life_beta2(evidence.tokens_per_step, tokens=evidence.tokens)
+    if evidence.lr and evidence.weight_rms and not evidence.tied:  # of beta1 = beta2 nothing was trained
+        shortest[PATH_NAME] = path_beta2(evidence.lr, evidence.weight_rms)
+    found |= dict(sorted(shortest.items(), key=lambda item: item[1]))
     if evidence.tied and evidence.num_steps is not None:
         tied = refresh_beta2(evidence.num_steps)
         if tied is not None:
             found["1000 refreshes"] = tied
     found["present value"] = evidence.present
     return found
+
+
+def _range(evidence: Beta2Evidence) -> tuple[float, float]:
+    """Half to twice the path."""
+    if not (evidence.lr and evidence.weight_rms):
+        return USUAL
+    paths = PATH / EITHER_SIDE, PATH * EITHER_SIDE
+    return path_beta2(evidence.lr, evidence.weight_rms, path=paths[0]), path_beta2(
+        evidence.lr, evidence.weight_rms, path=paths[1]
+    )
 
 
 def _moved(name: str, value: float, bounds: tuple[float, float], bound: str) -> tuple[str, float]:
@@ -304,11 +389,24 @@ def _reason(evidence: Beta2Evidence, name: str) -> str:
         said = "all usual values predict squared gradients about as well: the measurement adds nothing to the value"
     elif name == "present value":
         said = "nothing known beforehand or measured speaks for another value, so that the present one is kept"
+    elif name == PATH_NAME:
+        said = f"weights may move by {PATH:g} times their size within the memory"
+    elif name == LENGTH_NAME:
+        said = "a memory longer than a third of the training is no running average"
     elif evidence.identified:
         said = f"decided by: {name}"
     else:
         said = f"decided by: {name}; the measured steps do not identify a bound"
-    return f"{said}. The rule has not been judged against brute force"
+    unsure = _unsure(evidence, name)
+    return f"{said}. {unsure[0].upper()}{unsure[1:]}" if unsure else said
+
+
+def _unsure(evidence: Beta2Evidence, name: str) -> str:
+    """Why the status is not OK; empty where it is."""
+    cut = name == LENGTH_NAME and PATH_NAME in _proposals(evidence) and evidence.known is None
+    if name == PATH_NAME or cut:
+        return evidence.unjudged
+    return f"what decided ({name}) has not been judged against brute force"
 
 
 def _checks(evidence: Beta2Evidence, value: float | None) -> list[str]:
@@ -351,6 +449,9 @@ def _recommend(
         measured["predicts squared gradients best"] = evidence.best
     if evidence.local_level is not None and evidence.local_level.value is not None:
         measured["local-level gain"] = evidence.local_level
+    if evidence.step_size is not None:
+        measured["learning rate over RMS of the weights"] = evidence.step_size
+    measured |= evidence.measured
     measured["half-life in steps"] = steps
     if tokens is not None and steps is not None:
         measured["half-life, in tokens"] = steps * tokens
@@ -361,7 +462,7 @@ def _recommend(
         low=0.0 if value is None else bounds[0],
         high=1.0 if value is None else bounds[1],
         level=None,
-        status=Status.REFUSED if value is None else Status.UNCERTAIN,
+        status=Status.REFUSED if value is None else Status.UNCERTAIN if _unsure(evidence, name) else Status.OK,
         rule=RULE,
         sources=SOURCES,
         evidence=measured,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy.signal import lfilter
+from scipy.stats import binomtest
 
-from dyntune.dynamics.ema_bank import BETAS, BURN_IN, FLOOR, LEVELS, MAX_BINS, EMABank, Table
-from dyntune.dynamics.ema_reading import BankReading, _gain, read_bank
+from dyntune.dynamics.ema_bank import BETAS, BURN_IN, FLOOR, LEVELS, MAX_BINS, STALE, EMABank, Table
+from dyntune.dynamics.ema_reading import BankReading, _gain, read_bank, share_interval
 from dyntune.errors import InvalidArgumentError, NonFiniteError, ShapeMismatchError
 from dyntune.records import Status
 
@@ -259,3 +261,130 @@ def test_bad_input() -> None:
         with pytest.raises(NonFiniteError):
             bank.update([1.0, bad, 1.0])
     assert bank.steps == 0
+
+
+def staleness_by_loop(gradients: np.ndarray, tensors: list[int], beta: float) -> list[list[float]]:
+    """Per step after the burn-in and tensor, by the definition; every coordinate counts."""
+    size = gradients.shape[1]
+    v, seen, found = [0.0] * size, [0.0] * size, []
+    for t, row in enumerate(gradients.tolist()):
+        if t >= BURN_IN:
+            ratios = [g * g / (v[i] / (1 - beta**t) + FLOOR * seen[i] / t) for i, g in enumerate(row)]
+            ends = np.cumsum([0, *tensors])
+            found.append([math.sqrt(sum(ratios[a:b]) / (b - a)) for a, b in itertools.pairwise(ends) if b > a])
+        for i, g in enumerate(row):
+            v[i] = beta * v[i] + (1 - beta) * g * g
+            seen[i] += g * g
+    return found
+
+
+@pytest.mark.parametrize("tensors", [[12], [3, 1, 0, 8], [1] * 12])
+def test_stale_shares_equal_the_loop(tensors: list[int]) -> None:
+    gradients = drifting(30, 400, 12, sigma=2.0, kurtosis=9.0)
+    betas = (0.8, 0.95, 0.99, 0.9999)
+    bank = EMABank(12, betas=betas, tensors=tensors)
+    for g in gradients:
+        bank.update(g)
+    found = read_bank(bank)
+    assert found.tensors == bank.tensors == sum(size > 0 for size in tensors)
+    scored = found.steps
+    for share, low, high, beta in zip(found.stale, found.stale_low, found.stale_high, betas, strict=True):
+        stale = np.array(staleness_by_loop(gradients, tensors, beta)) > STALE
+        assert 0 < stale[:scored].mean() < 1  # the series says something
+        assert share == pytest.approx(stale[:scored].mean(), rel=1e-12)
+        assert low < share < high
+
+
+def test_stale_tensors_are_of_dense_coordinates_alone() -> None:
+    """The second tensor has none, the first one of two: its other one is hit once in ten steps."""
+    rng = np.random.default_rng(0)
+    dense = np.exp(rng.standard_normal((400, 1))) * rng.standard_normal((400, 3))
+    rare = rng.standard_normal((400, 3)) * (rng.random((400, 3)) < 0.1)
+    bank = EMABank(6, tensors=[2, 2, 2])
+    for d, r in zip(dense, rare, strict=True):
+        bank.update([d[0], r[0], r[1], r[2], d[1], d[2]])
+    alone = EMABank(3, tensors=[1, 2])
+    for d in dense:
+        alone.update(d)
+    assert bank.tensors == 2
+    assert alone.stale.bins.sum() > 0
+    assert np.array_equal(bank.stale.bins, alone.stale.bins)
+
+
+def test_constant_gradients_are_never_stale() -> None:
+    bank = EMABank(4, tensors=[2, 2])
+    for _ in range(200):
+        bank.update([1.0, -3.0, 1e-9, 1e9])
+    found = read_bank(bank)
+    assert found.stale == (0.0,) * len(BETAS)
+    # 168 steps of two tensors that may be one: 1 - 0.025^(1/168)
+    assert found.stale_high == pytest.approx([1 - 0.025 ** (1 / 168)] * len(BETAS))
+    assert found.stale_low == (0.0,) * len(BETAS)
+
+
+@pytest.mark.parametrize("beta", [0.8, 0.9, 0.99])
+def test_a_jump_is_stale_for_as_long_as_the_average_takes(beta: float) -> None:
+    """From 1 to ten: v is 100 - 99 beta^k after k steps of it, and 100 / v > 2.3^2 while that is below 18.9.
+
+    The floor adds a thousandth of a mean between 1 and 1.4 to v, which moves no k here past a whole number.
+    """
+    bank = EMABank(2, betas=(0.5, beta, 0.9999), tensors=[1, 1])
+    for t in range(5000):
+        bank.update([10.0 if t >= 4000 else 1.0, 1.0])
+    wanted = math.ceil(math.log((100 - 100 / STALE**2) / 99) / math.log(beta))
+    assert wanted <= 20
+    assert bank.stale.bins.sum(axis=0)[1] == wanted
+
+
+def test_the_nearest_factor_answers_for_a_value() -> None:
+    found = read(drifting(30, 1500, 12, sigma=2.0, kurtosis=9.0))
+    estimate = found.staleness(0.985)  # log-odds 4.18; 0.9832 has 4.07
+    assert estimate is not None
+    place = int(np.argmin(np.abs(np.array(BETAS) - 0.9832)))
+    assert estimate.value == found.stale[place]
+    assert (estimate.low, estimate.high) == (found.stale_low[place], found.stale_high[place])
+    assert estimate.status is Status.UNCERTAIN
+    assert "calibrated" in estimate.reason
+    assert found.staleness(1 - 1e-12).value == found.stale[-1]  # type: ignore[union-attr]
+    with pytest.raises(InvalidArgumentError, match=r"beta=1\.0"):
+        found.staleness(1.0)
+    assert read(np.zeros((200, 4))).staleness(0.9) is None
+
+
+def test_intervals_of_shares() -> None:
+    """Against scipy's Clopper and Pearson where cases are independent; wider where they are not."""
+    for hits, count in ((0, 20), (1, 20), (7, 20), (20, 20)):
+        ci = binomtest(hits, count).proportion_ci(0.95)
+        assert share_interval(hits / count, count) == pytest.approx((ci.low, ci.high), rel=1e-9)
+    # A spread of that of 25 cases: as 25 of them.
+    ci = binomtest(5, 25).proportion_ci(0.95)
+    assert share_interval(0.2, 1000, spread=math.sqrt(0.2 * 0.8 / 25)) == pytest.approx((ci.low, ci.high), rel=1e-9)
+    # A spread below that of independent cases, as a bootstrap may have by chance, makes no more of them.
+    assert share_interval(0.2, 10, spread=1e-9) == share_interval(0.2, 10)
+    assert share_interval(0.0, 100, together=5) == share_interval(0.0, 20)
+    for share, count in ((1.1, 3), (-0.1, 3), (math.nan, 3), (0.5, 0)):
+        with pytest.raises(InvalidArgumentError):
+            share_interval(share, count)
+
+
+def test_shares_of_tensors_that_move_together_have_wider_intervals() -> None:
+    """Forty tensors that are one say no more than that one."""
+    rng = np.random.default_rng(2)
+    one = np.exp(rng.standard_normal((1500, 1))) * rng.standard_normal((1500, 1))
+    alone, many = EMABank(1), EMABank(40, tensors=[1] * 40)
+    for g in one:
+        alone.update(g)
+        many.update(np.repeat(g, 40))
+    a, b = read_bank(alone), read_bank(many)
+    assert b.stale == pytest.approx(a.stale, rel=1e-12)
+    # As independent cases they would have a sixth of the width. One alone is cut at one case a step, and the spread
+    # of some 180 bins, which takes its place, has a relative error of 5%.
+    widths = np.subtract(b.stale_high, b.stale_low) / np.subtract(a.stale_high, a.stale_low)
+    assert (widths > 0.85).all()
+
+
+def test_tensors_have_to_add_up() -> None:
+    with pytest.raises(ShapeMismatchError, match="add up to 4 coordinates, the bank follows 3"):
+        EMABank(3, tensors=[1, 3])
+    with pytest.raises(InvalidArgumentError):
+        EMABank(3, tensors=[4, -1])
