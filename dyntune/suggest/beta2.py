@@ -65,8 +65,8 @@ def suggest_beta2(
     lr a step, and so by at most 20 R within the memory. A good value at another batch size that the user knows goes
     before it, and a half-life in tokens where that is shorter. Bounds move it: ``beta1 < sqrt(beta2)``, a memory of at
     most a third of the training, and, where the pilot identifies it, the range that predicts squared gradients within
-    0.1 nats of the best. The pilot trains a *twin* (cloned parameters, an optimizer rebuilt from the user's type, groups
-    and state) at the present learning rate. The pure rule is ``dyntune.suggest.beta2_rule.beta2_rule``.
+    0.1 nats of the best. The pilot trains a *twin* (cloned parameters, an optimizer rebuilt from the user's type,
+    groups and state) at that learning rate. The pure rule is ``dyntune.suggest.beta2_rule.beta2_rule``.
 
     What was judged, by training at eight values of beta2, is on the results page on beta2. The pilot's measurements
     seldom move the value. The beta2 that predicts squared gradients best was not the one with the lowest loss on a

@@ -10,6 +10,7 @@ import pytest
 from dyntune.errors import InvalidArgumentError, NotConvergedError, RefusedError
 from dyntune.records import Estimate, Status
 from dyntune.suggest.beta2_rule import (
+    PATH,
     TOLERANCE,
     Beta2Evidence,
     batch_transfer,
@@ -18,6 +19,7 @@ from dyntune.suggest.beta2_rule import (
     half_life_beta2,
     horizon,
     momentum_floor,
+    path_beta2,
     refresh_beta2,
     spike_limit,
 )
@@ -223,3 +225,67 @@ def test_it_goes_through_json() -> None:
 def test_numbers_outside_their_range(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidArgumentError):
         beta2_rule(evidence(**changes))
+
+
+KNOWN_PATH = {"optimizer": "AdamW", "lr": 2e-3, "weight_rms": 0.05}
+
+
+def test_the_path_is_its_formula() -> None:
+    for lr, rms in ((1e-3, 0.02), (0.3, 1.0), (1e-5, 3.0)):
+        beta2 = path_beta2(lr, rms)
+        assert lr / (1 - beta2) == pytest.approx(PATH * rms, rel=1e-9)
+    assert path_beta2(30.0, 1.0) == 0.0  # farther in one step
+    for bad in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)):
+        with pytest.raises(InvalidArgumentError):
+            path_beta2(*bad)
+
+
+def test_the_path_decides_and_is_judged() -> None:
+    rec = beta2_rule(evidence(**KNOWN_PATH))
+    assert rec.value == path_beta2(2e-3, 0.05)
+    assert rec.evidence["active bound"] == "path of the weights"
+    assert rec.status is Status.OK
+    assert (rec.low, rec.high) == (path_beta2(2e-3, 0.05, path=PATH / 2), path_beta2(2e-3, 0.05, path=2 * PATH))
+    assert rec.evidence["learning rate over RMS of the weights"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"optimizer": "NAdam"}, "NAdam"),
+        ({"beta1": 0.95}, "beta1 = 0.9"),
+        ({"lr": 0.1}, "judged at"),
+        ({"lr": 1e-4}, "judged at"),
+        ({"known": (0.98, 1.0)}, "known value"),
+        ({"tokens_per_step": 1e6}, "half-life"),
+        ({"beta1": 0.999}, "1000 refreshes"),
+    ],
+)
+def test_what_was_not_judged_is_uncertain(changes: dict[str, object], word: str) -> None:
+    rec = beta2_rule(evidence(**(KNOWN_PATH | changes)))
+    assert rec.status is Status.UNCERTAIN
+    assert word in rec.reason
+
+
+def test_the_shorter_memory_of_path_and_tokens() -> None:
+    path = path_beta2(2e-3, 0.05)
+    assert beta2_rule(evidence(**KNOWN_PATH, tokens_per_step=10.0)).value == path
+    rec = beta2_rule(evidence(**KNOWN_PATH, tokens_per_step=1e6))
+    assert rec.value == half_life_beta2(1e6) < path
+    assert rec.evidence["path of the weights"] == path  # still shown
+
+
+def test_a_path_longer_than_the_training_is_cut_and_judged() -> None:
+    rec = beta2_rule(evidence(**KNOWN_PATH, num_steps=600))
+    assert (rec.value, rec.high) == (0.995, 0.995)
+    assert rec.evidence["active bound"] == "a third of the training"
+    assert rec.status is Status.OK
+    assert rec.low == 0.995  # half of the path is cut, too
+
+
+def test_without_a_learning_rate_or_weights_there_is_no_path() -> None:
+    for changes in ({"lr": None}, {"weight_rms": None}, {"lr": 0.0}, {"weight_rms": 0.0}):
+        rec = beta2_rule(evidence(**(KNOWN_PATH | changes)))
+        assert rec.value == 0.999
+        assert "path of the weights" not in rec.evidence
+        assert rec.status is Status.UNCERTAIN
