@@ -178,7 +178,9 @@ def _flattened(rows: Floats) -> Floats:
 
 def _time(tau: float, error: float, last: int, count: int) -> Estimate:
     relative = math.sqrt(2 * (2 * last + 1) / count)
-    if tau + NORMAL * relative < 1:  # in white noise a sum of `last` lags is 1 give or take this
+    # In white noise the sum is 1 give or take this; of a short series it may come out below zero all the same, which is
+    # no time.
+    if tau + NORMAL * relative < 1 or tau <= 0:
         return _refused(
             f"the series alternates: its lags sum to {(tau - 1) / 2:.2f} before the window ends. Lag 1 says by how "
             "much; a mean over it is better than one of independent values"

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from dyntune.dynamics.ema_bank import STALE, EMABank
+from dyntune.dynamics.ema_bank import STALE
 from dyntune.dynamics.ema_reading import BankReading, read_bank
-from dyntune.errors import InvalidArgumentError, NonFiniteError
-from dyntune.numerics.random import stream_seed
+from dyntune.dynamics.trace import Correlogram, trace_correlograms
+from dyntune.errors import InvalidArgumentError
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective
 from dyntune.pilot.optimizers import OptimizerLike
 from dyntune.pilot.probe import MIN_GRADIENTS
-from dyntune.pilot.twin import FORWARD_COST, CostMeter, Training, Twin
+from dyntune.pilot.twin import FORWARD_COST, Training, Twin
 from dyntune.records import Estimate, Recommendation
+from dyntune.suggest.beta2_pilot import Followed, follow
 from dyntune.suggest.beta2_rule import HALF_LIFE, TOLERANCE, Beta2Evidence, beta2_rule
 from dyntune.suggest.lr import num_drawn
 from dyntune.suggest.progress import ProgressLike, reporting
 
 __all__ = ["suggest_beta2"]
 
-# Coordinates followed in each parameter group: every tensor has the same share of them, or all of its own. 1000 squares
-# a step say more than the few hundred steps that there are.
-COORDINATES = 1024
 # Optimizers with a running average of squared gradients, and what they call its factor.
 KNOBS: Mapping[type[torch.optim.Optimizer], str] = {
     torch.optim.Adam: "beta2",
@@ -152,19 +149,11 @@ def suggest_beta2(
         name = _knob(twin.optimizer)
         sizes = _weight_rms(twin.optimizer)
         rate = float(twin.optimizer.param_groups[0]["lr"]) if lr is None else lr
-        banks, stopped = _pilot(twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell))
-        found = [
-            _recommend(
-                replace(settings, knob=name, weight_rms=size, lr=rate * ratio),
-                group,
-                bank,
-                twin,
-                rate,
-                stopped,
-                seed=seed,
-            )
-            for group, bank, size, ratio in zip(twin.optimizer.param_groups, banks, sizes, twin.ratios, strict=True)
-        ]
+        followed, stopped = follow(twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell))
+        found = []
+        for group, kept, size, ratio in zip(twin.optimizer.param_groups, followed, sizes, twin.ratios, strict=True):
+            told = replace(settings, knob=name, weight_rms=size, lr=rate * ratio)
+            found.append(_recommend(told, group, kept, twin, rate, stopped, seed=seed))
     result = _joined(found)
     return result.require() if strict else result
 
@@ -228,65 +217,10 @@ def _stage(tell: Any) -> Any:
     return lambda spent: tell("following squared gradients", spent, None)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Which coordinates of a parameter group are followed."""
-
-    tensors: Sequence[torch.Tensor]
-    places: Sequence[torch.Tensor]
-
-    @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], *, key: tuple[int, ...]) -> _Sample:
-        share = -(-COORDINATES // max(1, len(tensors)))
-        rng = np.random.default_rng(stream_seed(*key))
-        places = [
-            torch.from_numpy(np.sort(rng.choice(t.numel(), min(share, t.numel()), replace=False))).to(t.device)
-            for t in tensors
-        ]
-        return cls(tensors, places)
-
-    @property
-    def size(self) -> int:
-        return sum(len(p) for p in self.places)
-
-    def gradient(self) -> torch.Tensor:
-        """Their present gradient, in double precision on the CPU."""
-        parts = [
-            torch.zeros(len(place)) if t.grad is None else t.grad.reshape(-1)[place].to("cpu", torch.float64)
-            for t, place in zip(self.tensors, self.places, strict=True)
-        ]
-        return torch.cat([part.double() for part in parts])
-
-
-def _pilot(
-    twin: Twin, meter: CostMeter, rate: float, *, seed: int, tell: Any
-) -> tuple[list[EMABank | None], str | None]:
-    """Train and follow; the banks of the groups (None for an empty one) and why it ended early, if it did."""
-    samples = [
-        _Sample.of([p for p in group["params"] if p.numel()], key=(seed, i))
-        for i, group in enumerate(twin.optimizer.param_groups)
-    ]
-    banks = [EMABank(s.size, tensors=[len(p) for p in s.places]) if s.size else None for s in samples]
-    while meter.left >= twin.training.accumulate:
-        loss = twin.step(rate)
-        if not math.isfinite(loss):
-            return banks, f"the loss was {loss} at step {twin.steps} of the pilot, at learning rate {rate:.3g}"
-        for sample, bank in zip(samples, banks, strict=True):
-            if bank is None:
-                continue
-            try:
-                bank.update(sample.gradient().numpy())
-            except NonFiniteError as error:
-                return banks, f"the pilot ended at learning rate {rate:.3g}: {error}"
-        if tell is not None:
-            tell(meter.spent)
-    return banks, None
-
-
 def _recommend(
     settings: Beta2Evidence,
     group: Mapping[str, Any],
-    bank: EMABank | None,
+    followed: Followed | None,
     twin: Twin,
     rate: float,
     stopped: str | None,
@@ -295,7 +229,7 @@ def _recommend(
 ) -> Recommendation:
     adam = "betas" in group
     present = float(group["betas"][1] if adam else group["alpha"])
-    reading = None if bank is None else read_bank(bank, seed=seed)
+    reading = None if followed is None else read_bank(followed.bank, seed=seed)
     evidence = replace(
         settings,
         present=present,
@@ -304,12 +238,16 @@ def _recommend(
         checks=_checks(twin, rate, reading, stopped, present, adam=adam),
         cost=twin.meter.spent,
     )
-    if reading is None:
+    if reading is None or followed is None:
         return beta2_rule(evidence)
     stale = reading.staleness(present)
     measured: dict[str, Estimate] = {"memory of the scale": reading.memory}
     if stale is not None:
         measured["share of tensors above 2.3"] = stale
+    gradient, squared = trace_correlograms(followed.gradients(), seed=seed)
+    for name, found in (("gradients", gradient), ("squared gradients", squared)):
+        if found is not None:
+            measured[f"autocorrelation time of {name}"] = found.time
     return beta2_rule(
         replace(
             evidence,
@@ -328,9 +266,21 @@ def _recommend(
                 "stale_share": reading.stale,
                 "stale_low": reading.stale_low,
                 "stale_high": reading.stale_high,
+                **_curves(gradient, squared),
             },
         )
     )
+
+
+def _curves(gradient: Correlogram | None, squared: Correlogram | None) -> dict[str, tuple[float, ...]]:
+    found: dict[str, tuple[float, ...]] = {}
+    for name, curve in (("gradient", gradient), ("squared", squared)):
+        if curve is not None:
+            found["autocorrelation_lag"] = curve.lags
+            found[f"autocorrelation_{name}"] = curve.values
+            found[f"autocorrelation_{name}_low"] = curve.low
+            found[f"autocorrelation_{name}_high"] = curve.high
+    return found
 
 
 def _checks(
