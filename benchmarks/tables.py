@@ -694,18 +694,31 @@ def _mean_share(row: Record) -> str:
 def beta2_judged(result: Record) -> str:
     """What benchmarks/beta2/judge.py found on a half: every rule, the lowest mean regret first."""
     ordered = sorted((item for item in result["rules"].items() if "mean" in item[1]), key=lambda item: item[1]["mean"])
+    rest = result["without_bandits"]
     rows = [
         [
             f"**{name}**" if name.startswith("suggest") else name,
             _mean_share(row),
             "" if row.get("worst") is None else f"{100 * row['worst']:.1f} %",
             "" if name not in result["against"] else _mean_share(result["against"][name]),
+            "" if name not in rest["rules"] else f"{100 * rest['rules'][name]['mean']:.2f} %",
+            "" if name not in rest["against"] else _mean_share(rest["against"][name]),
             str(row.get("diverged", "")),
             "" if "spikes" not in row else f"{row['spikes']:,}",
         ]
         for name, row in ordered
     ]
-    header = ["rule", "mean regret", "worst, where certain", "ours less this", "diverged runs", "spikes"]
+    bare = f"mean without the bandits, {rest['cells']} cells"
+    header = [
+        "rule",
+        "mean regret",
+        "worst, where certain",
+        "ours less this",
+        bare,
+        "ours less this",
+        "diverged runs",
+        "spikes",
+    ]
     seeds = " or ".join(map(str, result["seeds"]))
     said = (
         f"{result['cells']} cells (workload and learning rate) of {result['families']} families, {seeds} paired seeds "

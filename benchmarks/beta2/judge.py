@@ -132,6 +132,16 @@ def rank_correlation(found: list[Cell], known: dict[tuple[str, str], dict[str, A
     return {"cells": len(rhos), "mean": float(np.mean(rhos)) if rhos else None}
 
 
+def without_bandits(found: list[Cell], choices: dict[str, Choice]) -> dict[str, Any]:
+    """The same where no policy can collapse: a few collapsed runs make up most of the means. Chosen after the look."""
+    rest = [cell for cell in found if not WORKLOADS[cell.workload].bandit]
+    return {
+        "cells": len(rest),
+        "rules": {name: judged(rest, choose) for name, choose in choices.items()},
+        "against": {name: paired(rest, choices[OURS], choices[name]) for name in choices if name != OURS},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--half", choices=("tune", "test"), default="tune")
@@ -160,6 +170,7 @@ def main() -> None:
         "rules": table,
         "best_fixed": best,
         "against": {n: paired(found, choices[OURS], choices[n]) for n in choices if n != OURS} if complete else {},
+        "without_bandits": without_bandits(found, choices) if complete else {},
         "score_and_loss": rank_correlation(found, known),
     }
     if not options.only_print:
