@@ -41,9 +41,9 @@ RESUMED = ("largest",)
 # What hooks cost, over what they take by a clock around them: afterwards the training's own code and data come back
 # into caches that they displaced. Measured on steps of a millisecond: with 1.4 the budget was not kept (6.8% of 4.8%).
 DISPLACED = 2.0
-# Of what is permitted, by the monitor's own clock, which misses some: aiming at 0.9, 0.8 and 0.7 of it, paired blocks of
-# training took 2.0%, 2.1% and 1.2% (each give or take 0.5%) of the 2% permitted, on a transformer with steps of 85 ms.
-# At 0.7 nothing was left for bursts on an MLP and a CNN with steps of 1 and 6 ms; 0.85 leaves them some.
+# Of what is permitted, by the monitor's own clock, which misses some: aiming at 0.9, 0.8 and 0.7 of it, paired blocks
+# of training took 2.0%, 2.1% and 1.2% (each give or take 0.5%) of the 2% permitted, on a transformer with steps of
+# 85 ms. At 0.7 nothing was left for bursts on an MLP and a CNN with steps of 1 and 6 ms; 0.85 leaves them some.
 AIM = 0.85
 # Of that, for hooks, records and norms of the gradient; the rest is for measurements.
 ALWAYS = 0.8
