@@ -10,7 +10,7 @@ blocks; and *by its own clock*, what the monitor says of itself and how often it
 The cost of a step on which nothing is measured is that of hooks alone, from pairs of `optimizer.step()` on the same
 parameters with and without them, gradients left as they are.
 
-Takes about five minutes on one core. Exit status 1 if a steady overhead's interval lies above its budget (2% where a
+Takes about six minutes on one core. Exit status 1 if a steady overhead's interval lies above its budget (2% where a
 step takes 2.5 ms or more, 50 microseconds per step below), or an idle step costs more than 30 microseconds.
 """
 

@@ -51,7 +51,7 @@ Make = Callable[[], tuple[nn.Module, Batch]]
 # Steps of a block and pairs of blocks; a block takes 0.1 to 1 s.
 MODELS: dict[str, tuple[Make, int, int]] = {
     "MLP": (mlp, 200, 100),
-    "CNN": (cnn, 40, 100),
+    "CNN": (cnn, 40, 300),
     "transformer": (transformer, 5, 200),
 }
 
