@@ -30,7 +30,7 @@ import numpy.typing as npt
 from dyntune.dynamics.ema_bank import BURN_IN, LEVELS, STALE, EMABank
 from dyntune.dynamics.memory import memory_of
 from dyntune.errors import InvalidArgumentError
-from dyntune.numerics.series import WINDOW, block_bootstrap
+from dyntune.numerics.series import TOLERANCE, WINDOW, block_bootstrap
 from dyntune.records import Estimate, Status
 
 __all__ = ["BankReading", "read_bank", "share_interval"]
@@ -204,7 +204,7 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
             stale_low=(),
             stale_high=(),
         )
-    memory, block = _memory(bank.logs.bins, width)
+    memory, highest, block = _memory(bank.logs.bins, width)
     count = len(bank.betas)
     columns = np.concatenate(
         [scores / width, bank.moments.bins, bank.stale.bins / (width * max(1, bank.tensors))], axis=1
@@ -224,7 +224,7 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
     excess = means[:count] - means[first]
     drawn = draws[:, :count] - draws[:, first : first + 1]
     margin = _margin(drawn - excess)
-    reason = _unidentified(bank.betas, excess - margin <= 0, memory)
+    reason = _unidentified(bank.betas, excess - margin <= 0, memory, highest, len(scores) * width)
     best = _refused(reason) if reason else _best(bank.betas, excess, margin)
     local = _refused(reason) if reason else _local_level(means[count:], draws[:, count:], len(scores))
     return BankReading(
@@ -278,13 +278,13 @@ def share_interval(share: float, count: int, *, spread: float = 0.0, together: f
     return min(low, share), max(high, share)
 
 
-def _memory(logs: Floats, width: int) -> tuple[Estimate, int]:
-    """Memory of log g^2 without the noise of single steps, in steps, and the bootstrap's block in bins."""
+def _memory(logs: Floats, width: int) -> tuple[Estimate, float, int]:
+    """Memory of log g^2 without the noise of single steps, in steps; the longest it may be; the block in bins."""
     rows = np.moveaxis(logs, 0, -1) / (width / 2)  # (2, dense, bins)
     found = memory_of(rows[0], again=rows[1])
     most = max(1, len(logs) // MOST_BLOCK)
     if found.time.value is None:
-        return replace(found.time, reason=f"log g^2, in units of {width} steps: {found.time.reason}"), most
+        return replace(found.time, reason=f"log g^2, in units of {width} steps: {found.time.reason}"), math.inf, most
     time = found.time
     scaled = Estimate(
         value=found.time.value * width,
@@ -295,7 +295,7 @@ def _memory(logs: Floats, width: int) -> tuple[Estimate, int]:
         method=f"log g^2 in bins of {width} steps; {time.method}",
         covers="sampling",
     )
-    return scaled, min(most, math.ceil(WINDOW * found.time.value))
+    return scaled, found.highest * width, min(most, math.ceil(WINDOW * found.time.value))
 
 
 def _margin(deviations: Floats) -> Floats:
@@ -308,9 +308,17 @@ def _margin(deviations: Floats) -> Floats:
     return margin
 
 
-def _unidentified(betas: tuple[float, ...], kept: npt.NDArray[np.bool_], memory: Estimate) -> str:
+def _unidentified(
+    betas: tuple[float, ...], kept: npt.NDArray[np.bool_], memory: Estimate, highest: float, steps: int
+) -> str:
+    """Why no factor is named; empty where one is."""
     if memory.value is None:
         return f"not identified: {memory.reason}"
+    if steps < TOLERANCE * highest:  # the memory of a short series comes out short itself
+        return (
+            f"not identified: {steps} steps are fewer than {TOLERANCE:g} times {highest:.3g}, which the memory of the "
+            f"scale may be (found: {memory.value:.3g}). Measure {math.ceil(TOLERANCE * highest)} steps or more"
+        )
     if kept[-1]:
         return f"not identified: {betas[-1]:.4f}, the longest memory compared, is not told apart from the best"
     if kept[0]:

@@ -43,12 +43,22 @@ class Memory:
         error: Standard error of `time` by Sokal's formula, in steps; None where it is refused.
         lag_one: Autocorrelation at lag 1; negative where the series alternates, which `time` does not show.
         correlation: Autocorrelation at lags 0, 1, ... up to the window's end; empty where the series does not vary.
+        independent: How many independent rows the rows speak for: their number over 1 + the sum of their squared
+            correlations, so 1 where all move together. Noise and short series make it come out too small.
     """
 
     time: Estimate
     error: float | None
     lag_one: Estimate
     correlation: tuple[float, ...]
+    independent: float = 1.0
+
+    @property
+    def highest(self) -> float:
+        """Upper end of the 95% interval of `time` that counts rows as they are independent; infinite if refused."""
+        if self.time.value is None:
+            return math.inf
+        return float(self.time.value * (self.time.high / self.time.value) ** (1 / math.sqrt(self.independent)))
 
 
 def memory_of(series: npt.ArrayLike, *, again: npt.ArrayLike | None = None) -> Memory:
@@ -110,6 +120,7 @@ def memory_of(series: npt.ArrayLike, *, again: npt.ArrayLike | None = None) -> M
         error=None if time.value is None else error,
         lag_one=_lag_one(rho, last, steady),
         correlation=tuple(rho[: last + 1].tolist()),
+        independent=_independent(rows, rows if other is None else other),
     )
 
 
@@ -138,6 +149,14 @@ def _correlation(rows: Floats, other: Floats | None) -> Floats:
     return found
 
 
+def _independent(rows: Floats, other: Floats) -> float:
+    """(tr S)^2 / |S|_F^2 of the rows' covariance S with the other measurement, whose noise is another."""
+    one, two = (x - x.mean(axis=1, keepdims=True) for x in (rows, other))
+    squares = float(((one.T @ one) * (two.T @ two)).sum())  # |one two^T|_F^2 without the rows x rows matrix
+    found = float((one * two).sum()) ** 2 / squares if squares > 0 else 1.0
+    return min(max(found, 1.0), float(len(rows)))
+
+
 def _windowed(rho: Floats) -> tuple[float, int]:
     """Sum up to the first lag of at least five times itself, and that lag."""
     sums = 2 * np.cumsum(rho) - 1
@@ -149,11 +168,12 @@ def _windowed(rho: Floats) -> tuple[float, int]:
 def _unsteady(rows: Floats, other: Floats | None, rho: Floats) -> str:
     """Why the series is not stationary, or too short to tell; empty where nothing speaks against it."""
     count = rows.shape[1]
-    tau = _windowed(rho)[0]
-    if count < TOLERANCE * tau:
+    tau, last = _windowed(rho)
+    memory = _corrected(tau, last, count)
+    if count < TOLERANCE * memory:
         return (
-            f"{count} values are fewer than {TOLERANCE:g} times the {tau:.3g} steps that they seem to remember: a "
-            f"trend, a random walk, or too short a series. Measure {math.ceil(TOLERANCE * tau)} steps or more"
+            f"{count} values are fewer than {TOLERANCE:g} times the {memory:.3g} steps that they seem to remember: a "
+            f"trend, a random walk, or too short a series. Measure {math.ceil(TOLERANCE * memory)} steps or more"
         )
     without = _correlation(_flattened(rows), None if other is None else _flattened(other))
     if not math.isfinite(without[0]):
@@ -165,6 +185,11 @@ def _unsteady(rows: Floats, other: Floats | None, rho: Floats) -> str:
             "up the difference. Measure a stretch without one, or take it off first (detrended)"
         )
     return ""
+
+
+def _corrected(tau: float, last: int, count: int) -> float:
+    """Taking off the sample mean lowers each lag by tau / N, and there are 2 M + 1 of them."""
+    return tau * (1 + (2 * last + 1) / count)
 
 
 def _flattened(rows: Floats) -> Floats:
@@ -185,8 +210,7 @@ def _time(tau: float, error: float, last: int, count: int) -> Estimate:
             f"the series alternates: its lags sum to {(tau - 1) / 2:.2f} before the window ends. Lag 1 says by how "
             "much; a mean over it is better than one of independent values"
         )
-    # Taking off the sample mean lowers each lag by tau / N, and there are 2 M + 1 of them.
-    value = tau * (1 + (2 * last + 1) / count)
+    value = _corrected(tau, last, count)
     factor = math.exp(NORMAL * relative)
     return Estimate(
         value=value,

@@ -21,7 +21,9 @@ from dyntune.pilot.probe import MIN_GRADIENTS
 from dyntune.pilot.twin import FORWARD_COST, Training, Twin
 from dyntune.records import Estimate, Recommendation
 from dyntune.suggest.beta2_pilot import Followed, follow
+from dyntune.suggest.beta2_probe import check_probe, longest_probe
 from dyntune.suggest.beta2_rule import HALF_LIFE, TOLERANCE, Beta2Evidence, beta2_rule
+from dyntune.suggest.beta2_trial import probe_beta2
 from dyntune.suggest.lr import num_drawn
 from dyntune.suggest.progress import ProgressLike, reporting
 
@@ -52,6 +54,7 @@ def suggest_beta2(
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
     max_gradients: int = 200,
+    probe: int | None = None,
     seed: int = 0,
     progress: ProgressLike = None,
     strict: bool = False,
@@ -92,6 +95,11 @@ def suggest_beta2(
         autocast: As for :func:`dyntune.suggest_lr`.
         max_gradients: Budget of the pilot in gradient-equivalents, at least 60 times `accumulate`; a step of the pilot
             costs one for each accumulated batch.
+        probe: Gradient-equivalents for short trainings from here with the suggested value, the present one and those of
+            a tenth and ten times the memory, as far as bounds admit them: the same batches and masks for all, five
+            orders. Another value is taken if the 95% interval of its paired difference of last losses, for all
+            comparisons at once, lies below zero. Memories above a third of the steps are not told apart. Groups with
+            the first one's factor take part, others keep theirs. None for no probe.
         seed: Seed of dropout, of the sampled coordinates and of the bootstrap.
         progress: As for :func:`dyntune.suggest_lr`.
         strict: Raise when the status is not OK.
@@ -109,7 +117,7 @@ def suggest_beta2(
         RefusedError, NotConvergedError: With ``strict=True``.
 
     Cost:
-        `max_gradients`; memory of one twin and of some ten million numbers per parameter group.
+        `max_gradients`, and `probe`; memory of one twin and of some ten million numbers per parameter group.
     Assumes:
         The pilot's steps speak for the training to come.
     Source:
@@ -132,13 +140,15 @@ def suggest_beta2(
         present=0.5, beta1=None, num_steps=num_steps, tokens_per_step=tokens_per_step, tokens=half_life, known=known
     )
     beta2_rule(settings)
+    if probe is not None:
+        check_probe(probe, accumulate)
     training = Training(optimizer, clip_norm=clip_norm, accumulate=accumulate, autocast=autocast)
     objective = Objective(
         model,
         batches,
         loss_fn,
         criterion=criterion,
-        num_batches=num_drawn(max_gradients),
+        num_batches=num_drawn(max(max_gradients, longest_probe(probe))),
         num_checked=1,
         widen=False,  # as for suggest_lr: what is rounded in training is rounded here
         seed=seed,
@@ -148,13 +158,32 @@ def suggest_beta2(
         twin = Twin(objective, training, buffers, meter, seed=seed)
         name = _knob(twin.optimizer)
         sizes = _weight_rms(twin.optimizer)
+        first, fresh = dict(twin.optimizer.param_groups[0]), not twin.optimizer.state
         rate = float(twin.optimizer.param_groups[0]["lr"]) if lr is None else lr
-        followed, stopped = follow(twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell))
+        followed, stopped = follow(
+            twin, meter, rate, seed=seed, tell=None if tell is None else _stage(tell, "following squared gradients")
+        )
         found = []
         for group, kept, size, ratio in zip(twin.optimizer.param_groups, followed, sizes, twin.ratios, strict=True):
             told = replace(settings, knob=name, weight_rms=size, lr=rate * ratio)
             found.append(_recommend(told, group, kept, twin, rate, stopped, seed=seed))
     result = _joined(found)
+    if probe is not None:
+        with reporting(progress, limit=probe) as (meter, tell):
+            result = probe_beta2(
+                result,
+                objective,
+                loss_fn,
+                criterion,
+                training,
+                probe=probe,
+                rate=rate,
+                group=first,
+                fresh=fresh,
+                seed=seed,
+                meter=meter,
+                tell=None if tell is None else _stage(tell, "training with each"),
+            )
     return result.require() if strict else result
 
 
@@ -213,8 +242,8 @@ def _accurate(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _stage(tell: Any) -> Any:
-    return lambda spent: tell("following squared gradients", spent, None)
+def _stage(tell: Any, name: str) -> Any:
+    return lambda spent: tell(name, spent, None)
 
 
 def _recommend(
