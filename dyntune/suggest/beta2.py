@@ -20,6 +20,7 @@ from dyntune.pilot.optimizers import OptimizerLike
 from dyntune.pilot.probe import MIN_GRADIENTS
 from dyntune.pilot.twin import FORWARD_COST, Training, Twin
 from dyntune.records import Estimate, Recommendation
+from dyntune.suggest.beta2_decay import DECAY, as_exponent, check_length, last_factor
 from dyntune.suggest.beta2_pilot import Followed, follow
 from dyntune.suggest.beta2_probe import check_probe, longest_probe
 from dyntune.suggest.beta2_rule import HALF_LIFE, TOLERANCE, Beta2Evidence, beta2_rule
@@ -35,6 +36,7 @@ KNOBS: Mapping[type[torch.optim.Optimizer], str] = {
     torch.optim.AdamW: "beta2",
     torch.optim.NAdam: "beta2",
     torch.optim.RMSprop: "alpha",
+    torch.optim.Adafactor: DECAY,
 }
 
 
@@ -80,12 +82,13 @@ def suggest_beta2(
         model: As for :func:`dyntune.suggest_lr`.
         batches: As for :func:`dyntune.suggest_lr`; of the size that will be used.
         loss_fn: As for :func:`dyntune.suggest_lr`.
-        optimizer: A torch Adam, AdamW, NAdam or RMSprop on the model's parameters, a function ``params -> Optimizer``,
-            or ``"adam"`` or ``"adamw"`` with `lr`.
+        optimizer: A torch Adam, AdamW, NAdam, RMSprop or Adafactor on the model's parameters, a function
+            ``params -> Optimizer``, or ``"adam"`` or ``"adamw"`` with `lr`.
         lr: Learning rate of the training to come at its highest, and of the pilot; default the optimizer's own. The
             other groups' keep their ratio to the first's.
         criterion: As for :func:`dyntune.suggest_lr`.
-        num_steps: Optimizer steps of the training to come.
+        num_steps: Optimizer steps of the training to come. Adafactor needs it: its ``beta2_decay`` c is suggested so
+            that the last step's factor, ``1 - num_steps^c``, is the one that was found.
         tokens_per_step: Tokens of one optimizer step, over all processes and accumulated batches; None for data without
             tokens.
         half_life: Half-life of the second moment in tokens, default ten million.
@@ -156,7 +159,14 @@ def suggest_beta2(
     with reporting(progress, limit=max_gradients) as (meter, tell), objective.measuring() as buffers:
         meter.charge(FORWARD_COST)
         twin = Twin(objective, training, buffers, meter, seed=seed)
-        name = _knob(twin.optimizer)
+        name = KNOBS[_kind(twin.optimizer)]
+        if name == DECAY:
+            check_length(num_steps)
+            if probe is not None:
+                raise InvalidArgumentError(
+                    f"probe={probe} with Adafactor, whose beta2 grows along training: a probe of its start says "
+                    "nothing of its end. Give probe=None."
+                )
         sizes = _weight_rms(twin.optimizer)
         first, fresh = dict(twin.optimizer.param_groups[0]), not twin.optimizer.state
         rate = float(twin.optimizer.param_groups[0]["lr"]) if lr is None else lr
@@ -208,17 +218,13 @@ def _check(
         )
 
 
-def _knob(optimizer: torch.optim.Optimizer) -> str:
-    return KNOBS[_kind(optimizer)]
-
-
 def _kind(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer]:
     for kind in (type(optimizer), *KNOBS):  # AdamW is an Adam
         if kind in KNOBS and isinstance(optimizer, kind):
             return kind
     raise InvalidArgumentError(
         f"a {type(optimizer).__name__} has no running average of squared gradients with one factor that this function "
-        "knows: beta2 is a setting of Adam, AdamW and NAdam, alpha of RMSprop."
+        "knows: beta2 is a setting of Adam, AdamW and NAdam, alpha of RMSprop, beta2_decay of Adafactor."
     )
 
 
@@ -257,18 +263,20 @@ def _recommend(
     seed: int,
 ) -> Recommendation:
     adam = "betas" in group
-    present = float(group["betas"][1] if adam else group["alpha"])
+    grows = settings.knob == DECAY
+    present = _present(group, settings.num_steps)
     reading = None if followed is None else read_bank(followed.bank, seed=seed)
     evidence = replace(
         settings,
+        weight_rms=1.0 if grows else settings.weight_rms,  # Adafactor's rate is relative to the weights
         present=present,
         optimizer=_kind(twin.optimizer).__name__,
         beta1=float(group["betas"][0]) if adam else None,
-        checks=_checks(twin, rate, reading, stopped, present, adam=adam),
+        checks=_checks(twin, rate, reading, stopped, present, group),
         cost=twin.meter.spent,
     )
     if reading is None or followed is None:
-        return beta2_rule(evidence)
+        return _as_knob(beta2_rule(evidence), evidence)
     stale = reading.staleness(present)
     measured: dict[str, Estimate] = {"memory of the scale": reading.memory}
     if stale is not None:
@@ -277,28 +285,38 @@ def _recommend(
     for name, found in (("gradients", gradient), ("squared gradients", squared)):
         if found is not None:
             measured[f"autocorrelation time of {name}"] = found.time
-    return beta2_rule(
-        replace(
-            evidence,
-            measured=measured,
-            best=reading.best,
-            local_level=reading.local_level,
-            admitted=reading.within(TOLERANCE),
-            sure=reading.within(TOLERANCE, sure=True),
-            scored=reading.steps,
-            hit_rate=reading.hit_rate,
-            series={
-                "score_beta2": reading.betas if reading.excess else (),
-                "score_excess": reading.excess,
-                "score_margin": reading.margin,
-                "stale_beta2": reading.betas if reading.stale else (),
-                "stale_share": reading.stale,
-                "stale_low": reading.stale_low,
-                "stale_high": reading.stale_high,
-                **_curves(gradient, squared),
-            },
-        )
+    evidence = replace(
+        evidence,
+        measured=measured,
+        best=reading.best,
+        local_level=reading.local_level,
+        admitted=reading.within(TOLERANCE),
+        sure=reading.within(TOLERANCE, sure=True),
+        scored=reading.steps,
+        hit_rate=reading.hit_rate,
+        series={
+            "score_beta2": reading.betas if reading.excess else (),
+            "score_excess": reading.excess,
+            "score_margin": reading.margin,
+            "stale_beta2": reading.betas if reading.stale else (),
+            "stale_share": reading.stale,
+            "stale_low": reading.stale_low,
+            "stale_high": reading.stale_high,
+            **_curves(gradient, squared),
+        },
     )
+    return _as_knob(beta2_rule(evidence), evidence)
+
+
+def _as_knob(found: Recommendation, evidence: Beta2Evidence) -> Recommendation:
+    return as_exponent(found, check_length(evidence.num_steps)) if evidence.knob == DECAY else found
+
+
+def _present(group: Mapping[str, Any], num_steps: int | None) -> float:
+    """The factor that a group has; Adafactor's at its last step."""
+    if DECAY in group:
+        return last_factor(float(group[DECAY]), check_length(num_steps))
+    return float(group["betas"][1] if "betas" in group else group["alpha"])
 
 
 def _curves(gradient: Correlogram | None, squared: Correlogram | None) -> dict[str, tuple[float, ...]]:
@@ -313,7 +331,12 @@ def _curves(gradient: Correlogram | None, squared: Correlogram | None) -> dict[s
 
 
 def _checks(
-    twin: Twin, rate: float, reading: BankReading | None, stopped: str | None, present: float, *, adam: bool
+    twin: Twin,
+    rate: float,
+    reading: BankReading | None,
+    stopped: str | None,
+    present: float,
+    group: Mapping[str, Any],
 ) -> tuple[str, ...]:
     found = [
         f"model measured in {twin.objective.mode} mode; loss: {twin.objective.rule.assumed}",
@@ -333,8 +356,10 @@ def _checks(
     count = len(twin.objective.batches)
     if twin.steps * twin.training.accumulate > count:
         found.append(f"the {count} batches were seen more than once: their noise repeats")
-    if not adam:
+    if "alpha" in group:
         found.append("RMSprop's average starts at zero without correction; it was scored with one")
+    if DECAY in group:
+        found.append("Adafactor keeps sums of squares over rows and columns; single squares were followed")
     if stopped is not None:
         found.append(stopped)
     return tuple(found)

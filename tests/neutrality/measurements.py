@@ -92,7 +92,7 @@ def _read(measure: Callable[..., Any], s: Subject) -> Any:
 def _beta2(s: Subject) -> Any:
     adam = isinstance(s.optimizer, (torch.optim.Adam, torch.optim.AdamW))
     options: dict[str, Any] = {"optimizer": s.optimizer} if adam else {"optimizer": "adam", "lr": 1e-3}
-    return dyntune.suggest_beta2(*s.common, **s.loss, **options, max_gradients=60)
+    return dyntune.suggest_betas(*s.common, **s.loss, **options, max_gradients=60)  # measures by suggest_beta2
 
 
 MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
@@ -118,5 +118,5 @@ MEASUREMENTS: dict[str, Callable[[Subject], Any]] = {
     "output_logits": lambda s: _read(dyntune.output_logits, s),
     "spectral_alignment": lambda s: _read(dyntune.spectral_alignment, s),
     "suggest_lr": lambda s: dyntune.suggest_lr(*s.common, **s.loss, optimizer=s.optimizer, max_gradients=60),
-    "suggest_beta2": _beta2,
+    "suggest_betas": _beta2,
 }
