@@ -157,14 +157,14 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
 
     Returns:
         Scores and, where they are identified, the best factor and the local-level one. They are refused when the
-        variance does not vary beyond the noise, when its memory is (:func:`memory_of`), and when an end of the bank is
-        not told apart from its best. Shares of stale tensors have intervals of as many independent cases as the
-        bootstrap's spread speaks for.
+        variance does not vary beyond the noise, when its memory is (:func:`memory_of`) or may be longer than a fiftieth
+        of the steps, and when an end of the bank is not told apart from its best. Shares of stale tensors have intervals
+        of as many independent cases as the bootstrap's spread speaks for.
 
     Accuracy:
-        Of 80 series of 7500 steps of eight coordinates with a log-variance of memory 100, 40 with independent and 40
-        with shared variances, 71 were identified; the best factor was within its interval in all, the local-level one
-        of a series of 200 000 steps in 68 (``pytest -rP -k intervals tests/dynamics/test_ema_bank.py``). Where memory
+        Of 80 series of 15 000 steps of eight coordinates with a log-variance of memory 100, 40 with independent and 40
+        with shared variances, 53 were identified; the best factor was within its interval in all, the local-level one
+        of a series of 200 000 steps in 48 (``pytest -rP -k intervals tests/dynamics/test_ema_bank.py``). Where memory
         is short the local-level factor is that of the drift over the length it is read from, which is less than a
         random walk's: at a memory of 100 it is 0.89 where the random walk's formula says 0.87, and 0.895 is best.
         Memory comes out too long by up to two bins.

@@ -254,7 +254,7 @@ def plot_recommendation(result: Recommendation, *, ax: Axes | None = None) -> Ax
 
     Above: losses over the knob, from the series ``ramp_lr``, ``ramp_loss`` and ``sweep_lr``, ``sweep_loss`` where the
     recommendation has them. Below: the value with its range, the stability limit with its interval, and every estimate
-    in the evidence that has the knob as its unit. One with the series ``score_beta2`` is drawn by :func:`plot_beta2`.
+    in the evidence that has the knob as its unit. A beta2 is drawn by :func:`plot_beta2`.
 
     Args:
         result: A recommendation for a positive knob, such as :func:`dyntune.suggest_lr` returns.
@@ -263,7 +263,7 @@ def plot_recommendation(result: Recommendation, *, ax: Axes | None = None) -> Ax
     Returns:
         The axes.
     """
-    if "score_beta2" in result.series:
+    if "active bound" in result.evidence:
         return plot_beta2(result, ax=ax)
     data = recommendation_data(result)
     curves = _CURVE_HEIGHT if data.y_range is not None else 0.0

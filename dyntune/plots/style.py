@@ -29,6 +29,7 @@ __all__ = [
     "label",
     "new_axes",
     "new_column",
+    "new_rows",
     "number",
     "tidy",
     "width_of",
@@ -88,6 +89,14 @@ def new_column(count: int, *, height: float) -> list[Axes]:
     with rc_context(_RC):
         figure = Figure(figsize=(WIDTH, height * count), layout="constrained")
         return list(figure.subplots(count, sharex=True, squeeze=False)[:, 0])
+
+
+def new_rows(*heights: float) -> list[Axes]:
+    """Axes below each other, each with an x of its own, as :func:`new_axes`; `heights` in inches."""
+    with rc_context(_RC):
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        ratios = {"height_ratios": list(heights)}
+        return list(figure.subplots(len(heights), squeeze=False, gridspec_kw=ratios)[:, 0])
 
 
 def inner_axes(ax: Axes, *, bottom: float, height: float) -> Axes:

@@ -243,7 +243,29 @@ def _recommend(
             checks=(common[0], said, *common[1:]),
         )
     )
-    return replace(found, evidence={**found.evidence, **measured})
+    return replace(found, evidence={**found.evidence, **measured}, series=_over_time(group, looks))
+
+
+def _of_tensors(group: _Group, looks: _Looks) -> tuple[NDArray[np.int64], Array]:
+    """Steps, and the staleness of the group's tensors at those that have any."""
+    wanted = [
+        name in group.tensors if group.tensors is not None else name not in group.elsewhere for name in looks.names
+    ]
+    values = looks.values[:, wanted]
+    some = (~np.isnan(values)).any(axis=1)
+    return looks.steps[some], values[some]
+
+
+def _over_time(group: _Group, looks: _Looks) -> dict[str, tuple[float, ...]]:
+    """Largest and median staleness of the group's tensors at every look, for the plot."""
+    steps, values = _of_tensors(group, looks)
+    if not values.size:
+        return {}
+    return {
+        "staleness_step": tuple(float(step) for step in steps),
+        "staleness_largest": tuple(np.nanmax(values, axis=1).tolist()),
+        "staleness_median": tuple(np.nanmedian(values, axis=1).tolist()),
+    }
 
 
 def _stale(group: _Group, looks: _Looks, *, looked: bool) -> tuple[dict[str, Estimate | float | str | None], str]:
@@ -261,11 +283,8 @@ def _stale(group: _Group, looks: _Looks, *, looked: bool) -> tuple[dict[str, Est
             f"at {group.beta2:.4g} staleness cannot exceed {ceiling:.3g}, whose step's gradient is in the second "
             f"moment: a threshold of {STALE} says nothing"
         )
-    wanted = [
-        name in group.tensors if group.tensors is not None else name not in group.elsewhere for name in looks.names
-    ]
-    values = looks.values[looks.steps >= group.since][:, wanted]
-    values = values[(~np.isnan(values)).any(axis=1)]
+    steps, values = _of_tensors(group, looks)
+    values = values[steps >= group.since]
     if not values.size:
         return {}, f"no look at its tensors since step {group.since}, when {group.beta2:.4g} was set"
     known = ~np.isnan(values)

@@ -158,7 +158,7 @@ def betas_rule(
     if beta1 > 0:
         wanted[TIED] = (beta1, beta1)
     refreshed = None if num_steps is None else refresh_beta2(num_steps)
-    if refreshed is not None:
+    if refreshed is not None and refreshed >= beta1:  # of short trainings it would be less than any momentum in use
         wanted[REFRESHED] = (refreshed, refreshed)
     pairs: list[Pair] = []
     for name, pair in wanted.items():

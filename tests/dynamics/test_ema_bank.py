@@ -124,8 +124,8 @@ def test_intervals() -> None:
     told = [f for f in found if f.best.value is not None]
     held, local = sum(truth in f.best for f in told), sum(limit in f.local_level for f in told)
     print(f"{len(told)} of {len(found)} identified; best held {held}, local level {local}")  # noqa: T201
-    assert len(told) >= 55
-    assert held >= 0.85 * len(told)  # 95% of 69, four standard errors below
+    assert len(told) >= 40  # nearly all with variances of their own, few with one for all: that is a single row
+    assert held >= 0.85 * len(told)  # 95% of 53, three standard errors below
     assert local >= 0.85 * len(told)
 
 
@@ -170,7 +170,7 @@ def test_series_hardly_shorter_than_fifty_times_their_memory_are_refused(shared:
 
 def test_a_drift_too_weak_or_too_fast_for_the_bank_is_not_identified() -> None:
     """Memory is found in both; but the best factor may lie beyond an end of what is compared."""
-    weak = read(drifting(50, 30_000, 4, sigma=0.2))
+    weak = read(drifting(50, 14_000, 4, sigma=0.2))
     assert weak.memory.value is not None
     assert "longest memory compared" in weak.best.reason
     fast = read(drifting(8, 7500, 16, sigma=2.0))

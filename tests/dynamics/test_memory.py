@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from dyntune.dynamics.memory import memory_of
+from dyntune.dynamics.memory import _independent, memory_of
 from dyntune.errors import InvalidArgumentError, NonFiniteError, ShapeMismatchError
 from dyntune.numerics.series import integrated_time
 from dyntune.records import Status
@@ -154,3 +154,21 @@ def test_a_short_series_that_bounces_has_no_negative_time() -> None:
              for n in range(6, 60)]  # fmt: skip
     assert all(t.value is None or t.low <= t.value for t in found)
     assert sum(t.value is None and "alternates" in t.reason for t in found) > 20
+
+
+def test_rows_count_as_they_are_independent() -> None:
+    """One row and its copies are one; independent ones nearly their number, and both ways of summing agree."""
+    rng = np.random.default_rng(8)
+    x = ar1(5, 4000, rng, rows=8)
+    assert memory_of(np.repeat(x[:1], 8, axis=0)).independent == pytest.approx(1.0)
+    assert 7 < memory_of(x).independent <= 8  # correlations of 800 independent values are 0.035 each
+    few, many = x[:, :9], x[:, :7]  # fewer rows than values, and more
+    for part in (few, many):
+        centred = part - part.mean(axis=1, keepdims=True)
+        s = centred @ centred.T
+        assert _independent(part, part) == pytest.approx(np.trace(s) ** 2 / (s**2).sum())
+    found = memory_of(x)
+    assert found.time.value is not None
+    assert found.time.value < found.highest < found.time.high
+    assert memory_of(x[:1]).highest == pytest.approx(memory_of(x[:1]).time.high)
+    assert memory_of(rng.standard_normal(50).cumsum()).highest == math.inf
