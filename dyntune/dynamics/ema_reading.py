@@ -158,8 +158,8 @@ def read_bank(bank: EMABank, *, seed: int = 0) -> BankReading:
     Returns:
         Scores and, where they are identified, the best factor and the local-level one. They are refused when the
         variance does not vary beyond the noise, when its memory is (:func:`memory_of`) or may be longer than a fiftieth
-        of the steps, and when an end of the bank is not told apart from its best. Shares of stale tensors have intervals
-        of as many independent cases as the bootstrap's spread speaks for.
+        of the steps, and when an end of the bank is not told apart from its best. Shares of stale tensors have
+        intervals of as many independent cases as the bootstrap's spread speaks for.
 
     Accuracy:
         Of 80 series of 15 000 steps of eight coordinates with a log-variance of memory 100, 40 with independent and 40

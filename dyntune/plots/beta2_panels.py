@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -170,5 +171,6 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
     tidy(ax, title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel, grid="y")
     if len(panel.bands) > 1 or panel.line == (0.0, ""):
-        where = "upper right" if panel.line == (0.0, "") else "center left"  # clear of the line and what it says
-        ax.legend(frameon=False, fontsize="small", loc=where, handlelength=1.4)
+        clear = (1.0, 1.0, "upper right") if panel.line == (0.0, "") else (0.0, 0.5, "center left")  # of the line
+        where: dict[str, Any] = {"loc": clear[2], "bbox_to_anchor": clear[:2]}
+        ax.legend(frameon=False, fontsize="small", handlelength=1.4, **where)

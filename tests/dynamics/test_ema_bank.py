@@ -170,7 +170,7 @@ def test_series_hardly_shorter_than_fifty_times_their_memory_are_refused(shared:
 
 def test_a_drift_too_weak_or_too_fast_for_the_bank_is_not_identified() -> None:
     """Memory is found in both; but the best factor may lie beyond an end of what is compared."""
-    weak = read(drifting(50, 14_000, 4, sigma=0.2))
+    weak = read(drifting(50, 20_000, 16, sigma=0.15))
     assert weak.memory.value is not None
     assert "longest memory compared" in weak.best.reason
     fast = read(drifting(8, 7500, 16, sigma=2.0))
