@@ -686,6 +686,24 @@ def beta2_synthetic(result: Record) -> str:
     )
 
 
+def beta2_reddi(result: Record) -> str:
+    """What benchmarks/beta2/reddi.py measured: distances from the best place, by steepness and learning rate."""
+    names = list(result["cells"][0]["fixed"])
+    rows = [
+        [
+            f"{c['steep']:g}",
+            f"{c['lr']:g}",
+            *(f"{c['fixed'][name][0]:.3f}" for name in names),
+            f"{c['suggested']:.6g}",
+            f"{c['ours'][0]:.3f} ± {c['ours'][1]:.3f}",
+            f"{c['within_memory']:.3g}",
+        ]
+        for c in result["cells"]
+    ]
+    head = ["C", "learning rate", *names, "suggested", "at the suggested", "steep slopes in its memory"]
+    return "\n\n".join([_table(head, rows), _origin(result["provenance"])])
+
+
 def _mean_share(row: Record) -> str:
     low, high = (100 * end for end in row["interval"])
     return f"{100 * row['mean']:.2f} % ({low:.2f} to {high:.2f})"
@@ -748,6 +766,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "signals": ("signals", signals),
     "alarms": ("../faults/results/alarms", alarms),
     "replays": ("../faults/results/replays", replays),
+    "beta2-reddi": ("../beta2/results/reddi", beta2_reddi),
     "beta2-synthetic": ("../beta2/results/synthetic", beta2_synthetic),
     "beta2-tune": ("../beta2/results/judged-tune", beta2_judged),
     "beta2-test": ("../beta2/results/judged-test", beta2_judged),

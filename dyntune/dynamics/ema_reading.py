@@ -368,7 +368,8 @@ def _local_level(means: Floats, draws: Floats, bins: int) -> Estimate:
         high=1 - gain / factor,
         level=LEVEL,
         unit="beta2",
-        method=f"local-level gain {gain:.3g}, relative standard error {error:.2g}, drift over {2**level} steps",
+        method=f"local-level gain {gain:.3g}, relative standard error {error:.2g}, drift over {2**level} steps; the "
+        "interval is of that gain, and the best factor may lie outside",
         covers="sampling",
     )
 
