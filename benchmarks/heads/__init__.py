@@ -1,0 +1,1 @@
+"""Heads and learning rates by brute force."""
