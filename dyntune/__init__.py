@@ -41,6 +41,7 @@ from dyntune.records import Status as Status
 from dyntune.suggest.beta2 import suggest_beta2 as suggest_beta2
 from dyntune.suggest.beta2_run import suggest_beta2_from_run as suggest_beta2_from_run
 from dyntune.suggest.betas import suggest_betas as suggest_betas
+from dyntune.suggest.heads import suggest_heads as suggest_heads
 from dyntune.suggest.lr import suggest_lr as suggest_lr
 from dyntune.suggest.schedule import suggest_schedule as suggest_schedule
 from dyntune.suggest.schedule_rule import Schedule as Schedule
