@@ -26,13 +26,16 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from dyntune.errors import InvalidArgumentError, NotConvergedError, RefusedError
 from dyntune.numerics.student import LEVEL, student_interval
 from dyntune.records import Estimate, Status, short_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["HeadChoice", "HeadEvidence", "Heads", "Verdict", "heads_rule"]
 
@@ -179,6 +182,12 @@ class Heads:
         lines.append(f"cost: {self.cost:.0f} gradient-equivalents")
         lines += [f"source: {source}" for source in SOURCES]
         return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, observed: Mapping[int, float] | None = None) -> Axes:
+        """Draw learning rates over the number of heads (needs matplotlib, imported here only)."""
+        from dyntune.plots import plot_heads
+
+        return plot_heads(self, observed=observed, ax=ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN and infinity become None."""
