@@ -2,13 +2,15 @@
 
 Not among the sites: calls within contextlib and torch themselves. An interrupt on the very way into the ``__exit__`` of
 a ``with`` statement (https://bugs.python.org/issue29988) keeps that one scope open until the exception is let go, when
-Python closes the generator behind it; torch's own ``autocast.__exit__`` is a class, and what it missed stays missed.
+Python closes the generator behind it; torch's own ``autocast.__exit__`` is a class, and what it missed stays missed. So is ``no_grad``, whose two calls of
+``_set_grad_enabled`` a function mode sees: cut short there, gradients stay off for the rest of the process.
 """
 
 from __future__ import annotations
 
 import dis
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -76,7 +78,8 @@ class _Functions(TorchFunctionMode):
         self.fuse = fuse
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.fuse.count(getattr(func, "__qualname__", repr(func)))
+        if func is not torch._C._set_grad_enabled:
+            self.fuse.count(getattr(func, "__qualname__", repr(func)))
         return func(*args, **(kwargs or {}))
 
 
@@ -95,14 +98,16 @@ def entries(fuse: Fuse, outermost: tuple[str, ...] = ()) -> Iterator[None]:
     """Every entry of a Python function of dyntune's but `outermost`, and every time that one of its generators goes on.
 
     An exception that is thrown into a generator is none: the interpreter runs no signal handler there, and the frame's
-    own handlers would not see what a trace function raises.
+    own handlers would not see what a trace function raises. Nor is what a finalizer calls, of some other test's monitor
+    whenever garbage happens to be collected: nobody is there who could catch it.
     """
     resume = dis.opmap["RESUME"]
 
     def trace(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         entered = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_code[frame.f_lasti] == resume
-        if entered and code.co_qualname not in outermost:
+        called_by = frame.f_back.f_code.co_filename if frame.f_back is not None else ""
+        if entered and code.co_qualname not in outermost and called_by != weakref.__file__:
             fuse.count(f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_qualname}")
 
     before = sys.gettrace()
