@@ -2,8 +2,9 @@
 
 Not among the sites: calls within contextlib and torch themselves. An interrupt on the very way into the ``__exit__`` of
 a ``with`` statement (https://bugs.python.org/issue29988) keeps that one scope open until the exception is let go, when
-Python closes the generator behind it; torch's own ``autocast.__exit__`` is a class, and what it missed stays missed. So is ``no_grad``, whose two calls of
-``_set_grad_enabled`` a function mode sees: cut short there, gradients stay off for the rest of the process.
+Python closes the generator behind it; torch's own ``autocast.__exit__`` is a class, and what it missed stays missed.
+So does what ``no_grad`` missed: a function mode sees its two calls of ``_set_grad_enabled``, and cut short there,
+gradients stay off.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def low_precision() -> Training:
     model = made(Net).bfloat16()
     batches = [(x.bfloat16(), y) for x, y in _rows(4)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Training(model, batches, optimizer, unsupported=frozenset({"suggest_lr", "suggest_beta2"}))
+    return Training(model, batches, optimizer, unsupported=frozenset({"suggest_lr", "suggest_betas"}))
 
 
 def hooked() -> Training:
