@@ -38,6 +38,7 @@ from dyntune.objective.team import Team as Team
 from dyntune.records import Estimate as Estimate
 from dyntune.records import Recommendation as Recommendation
 from dyntune.records import Status as Status
+from dyntune.suggest.architecture import suggest_architecture as suggest_architecture
 from dyntune.suggest.beta2 import suggest_beta2 as suggest_beta2
 from dyntune.suggest.beta2_run import suggest_beta2_from_run as suggest_beta2_from_run
 from dyntune.suggest.betas import suggest_betas as suggest_betas

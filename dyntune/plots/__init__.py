@@ -1,5 +1,6 @@
 """Figures: for each, what is shown as plain data, and the drawing of it. Importing this loads matplotlib."""
 
+from dyntune.plots.attention import plot_attention as plot_attention
 from dyntune.plots.beta2 import plot_beta2 as plot_beta2
 from dyntune.plots.blocks import plot_block_mass as plot_block_mass
 from dyntune.plots.blocks import plot_blocks as plot_blocks
@@ -11,4 +12,5 @@ from dyntune.plots.run import plot_run as plot_run
 from dyntune.plots.schedule import plot_schedule as plot_schedule
 from dyntune.plots.sharpness import plot_sharpness as plot_sharpness
 from dyntune.plots.slices import plot_slice as plot_slice
+from dyntune.plots.stability_map import plot_stability_map as plot_stability_map
 from dyntune.plots.story import plot_story as plot_story

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from dyntune.errors import InvalidArgumentError
@@ -16,47 +13,12 @@ from dyntune.numerics.random import stream_seed
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.objective import Objective
 from dyntune.pilot.optimizers import OptimizerLike
-from dyntune.records import Recommendation
-from dyntune.suggest.heads_measure import head_dim_of, looked_at, seeded, train
-from dyntune.suggest.heads_rule import MARGIN, HeadEvidence, Heads, heads_rule
-from dyntune.suggest.lr import num_drawn, suggest_lr
+from dyntune.suggest.heads_measure import head_dim_of, seeded
+from dyntune.suggest.heads_rule import MARGIN, HeadCourse, HeadEvidence, Heads, heads_rule
+from dyntune.suggest.lr import num_drawn
+from dyntune.suggest.variants import Found, Variants, check_request, measure
 
 __all__ = ["suggest_heads"]
-
-# The common warm-up: this many steps at this share of the lowest suggested rate. After training has reached the edge of
-# stability the eigenvalue echoes the learning rate and says nothing of the architecture (Cohen et al. 2021), so that it
-# is looked at before; at 20 steps of a low rate no head count was there (reference measurements of two small GPTs).
-WARMUP_STEPS, COMMON_SHARE = 20, 0.25
-LEAST_PROBE = 20  # steps, of which a tenth is two
-GROWING = ("largest attention logit", "largest norm of queries with keys", "attention entropy")
-
-
-@dataclass
-class _Seen:
-    """What was found of one head count so far, seed by seed."""
-
-    head_dim: int | None
-    parameters: int
-    lr: list[float] = field(default_factory=list)
-    max_stable: list[float] = field(default_factory=list)
-    start: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    step_seconds: list[float] = field(default_factory=list)
-    measured: dict[str, list[float]] = field(default_factory=dict)
-
-    def evidence(self, heads: int) -> HeadEvidence:
-        seeds = len(self.lr)
-        return HeadEvidence(
-            heads=heads,
-            head_dim=self.head_dim,
-            parameters=self.parameters,
-            lr=tuple(self.lr),
-            max_stable=tuple(self.max_stable),
-            start=tuple(self.start),
-            loss=tuple(self.loss),
-            step_seconds=tuple(self.step_seconds),
-            measured={name: tuple(v) for name, v in self.measured.items() if len(v) == seeds},
-        )
 
 
 def suggest_heads(
@@ -72,7 +34,9 @@ def suggest_heads(
     seeds: int = 3,
     probe_steps: int = 100,
     curvature: bool = True,
+    per_head: bool = False,
     max_gradients: int = 200,
+    workers: int = 0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     strict: bool = False,
@@ -100,8 +64,14 @@ def suggest_heads(
         seeds: Models of each head count, 1 or more; intervals take two, and a verdict hardly comes with fewer than
             three.
         probe_steps: Steps of the short training, at least 20.
-        curvature: Whether to measure eigenvalues; some 60 products on four batches.
+        curvature: Whether to measure eigenvalues: of the whole, some 60 products on four batches; of queries, keys,
+            values, outputs, MLP and embeddings, some 100 products on one.
+        per_head: Whether to measure the largest eigenvalue of every head's queries and keys, too: a dozen products or
+            two for each, on one batch.
         max_gradients: Budget of each pilot.
+        workers: Processes of one thread each; 0 for none but this one. With processes the factory, the loss and the
+            batches have to be picklable: functions of a module that can be imported. Times per step are then those of
+            so many trainings side by side.
         seed: Of everything.
         progress: Called with a line about each thing that was done.
         strict: Raise when the status is not OK.
@@ -113,11 +83,11 @@ def suggest_heads(
     Raises:
         InvalidArgumentError: A head count that the factory cannot build, with those that it can; an Optimizer, whose
             parameters would be those of one model; a number outside its range.
-        DyntuneError: As :func:`dyntune.suggest_lr`.
+        DyntuneError: As :func:`dyntune.suggest_lr`; a process that failed.
         RefusedError, NotConvergedError: With ``strict=True``.
 
     Cost:
-        For each head count and seed: `max_gradients`, 20 and `probe_steps` gradients and, with `curvature`, some 500
+        For each head count and seed: `max_gradients`, 20 and `probe_steps` gradients and, with `curvature`, some 700
         more.
     Assumes:
         The first steps speak for the training to come; the models of the factory are nobody else's.
@@ -126,6 +96,7 @@ def suggest_heads(
         (2023), arXiv:2303.06296, and Wortsman et al. (2023), arXiv:2309.14322 (entropy and logits before divergence).
 
     Example:
+        >>> import torch
         >>> def make(heads):
         ...     layer = nn.TransformerEncoderLayer(8, heads, 16, batch_first=True)
         ...     return nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3))
@@ -156,55 +127,79 @@ def suggest_heads(
         widen=False,
         seed=seed,
     )
-    drawn, rule = list(first.batches), first.rule
-    seen, checks = {}, [f"models measured in {first.mode} mode; loss: {rule.assumed}"]
-    for heads, model in models.items():
-        head_dim, found = head_dim_of(model)
+    checks = [f"models measured in {first.mode} mode; loss: {first.rule.assumed}"]
+    shapes = {
+        heads: (*head_dim_of(model), sum(p.numel() for p in model.parameters())) for heads, model in models.items()
+    }
+    for heads, (_, found, _) in shapes.items():
         if found and found != {heads}:
             checks.append(f"the model for {heads} heads has attention modules with {sorted(found)}")
-        seen[heads] = _Seen(head_dim, sum(p.numel() for p in model.parameters()))
-    cost = 0.0
-    for index in range(seeds):
-        models = models if index == 0 else _built(model_factory, counts, stream_seed(seed, index))
-        spent, said = _one_seed(
-            models,
-            drawn,
-            loss_fn,
-            criterion,
-            rule,
-            seen,
-            optimizer=optimizer,
-            probe_steps=probe_steps,
-            curvature=curvature,
-            max_gradients=max_gradients,
-            seed=stream_seed(seed, index),
-            tell=None if progress is None else _telling(progress, index, seeds),
-        )
-        cost += spent
-        checks += [line for line in said if line not in checks]
-    result = heads_rule(
-        [each.evidence(heads) for heads, each in seen.items()],
-        margin=margin,
-        min_head_dim=min_head_dim,
-        checks=tuple(checks),
-        cost=cost,
+    variants = Variants(
+        factory=model_factory,
+        variants=tuple(counts),
+        names=tuple(f"{heads} heads" for heads in counts),
+        batches=tuple(first.batches),
+        loss_fn=loss_fn,
+        criterion=criterion,
+        optimizer=optimizer,
+        probe_steps=probe_steps,
+        curvature=curvature,
+        per_head=per_head,
+        max_gradients=max_gradients,
+        seed=seed,
     )
+    del models, first
+    measured, said, cost = measure(variants, seeds=seeds, workers=workers, progress=progress)
+    if workers:
+        checks.append(f"times per step were taken with {workers} trainings side by side")
+    evidence = [
+        _evidence(heads, head_dim, parameters, each)
+        for (heads, (head_dim, _, parameters)), each in zip(shapes.items(), measured, strict=True)
+    ]
+    result = heads_rule(evidence, margin=margin, min_head_dim=min_head_dim, checks=(*checks, *said), cost=cost)
     return result.require() if strict else result
+
+
+def _evidence(heads: int, head_dim: int | None, parameters: int, each: Found) -> HeadEvidence:
+    seeds = len(each.lr)
+    return HeadEvidence(
+        heads=heads,
+        head_dim=head_dim,
+        parameters=parameters,
+        lr=tuple(each.lr),
+        max_stable=tuple(each.max_stable),
+        start=tuple(each.start),
+        loss=tuple(each.loss),
+        step_seconds=tuple(each.step_seconds),
+        flops=each.flops,
+        saved_bytes=each.saved_bytes,
+        measured={name: tuple(v) for name, v in each.measured.items() if len(v) == seeds},
+        by_head={
+            name: {m: _means([told[m] for told in v]) for m in v[0]}
+            for name, v in each.by_head.items()
+            if len(v) == seeds
+        },
+        course=None if each.course is None else _course(each.course),
+    )
+
+
+def _means(seeds: list[list[float]]) -> tuple[float, ...]:
+    return tuple(np.mean(np.array(seeds), axis=0).tolist())
+
+
+def _course(told: Mapping[str, Any]) -> HeadCourse:
+    return HeadCourse(
+        steps=tuple(told["steps"]),
+        max_logit=tuple(tuple(row) for row in told["logits"]),
+        relative_entropy=tuple(tuple(row) for row in told["entropy"]),
+    )
 
 
 def _checked(head_counts: Sequence[int], optimizer: OptimizerLike, *, seeds: int, probe_steps: int) -> list[int]:
     counts = list(dict.fromkeys(head_counts))
     if not counts or any(not isinstance(h, int) or h < 1 for h in counts):
         raise InvalidArgumentError(f"head_counts={head_counts!r}: numbers of heads, 1 or more each.")
-    if isinstance(optimizer, torch.optim.Optimizer):
-        raise InvalidArgumentError(
-            f"optimizer is a {type(optimizer).__name__} on one model's parameters, and every head count has its own "
-            "model: give a function, optimizer=lambda params: torch.optim.AdamW(params, ...), or a name."
-        )
-    if seeds < 1:
-        raise InvalidArgumentError(f"seeds={seeds}: at least one model of each head count is measured.")
-    if probe_steps < LEAST_PROBE:
-        raise InvalidArgumentError(f"probe_steps={probe_steps}: a short training has at least {LEAST_PROBE}.")
+    check_request(optimizer, seeds=seeds, probe_steps=probe_steps, each="head count")
     return counts
 
 
@@ -230,99 +225,3 @@ def _built(factory: Callable[[int], nn.Module], counts: Sequence[int], seed: int
             f"{can}. Most libraries ask that the number of heads divides the width of the model."
         ) from error
     return models
-
-
-def _telling(progress: Callable[[str], None], index: int, seeds: int) -> Callable[[int, str], None]:
-    return lambda heads, done: progress(f"seed {index + 1} of {seeds}, {heads} heads: {done}")
-
-
-def _one_seed(
-    models: dict[int, nn.Module],
-    batches: list[Any],
-    loss_fn: LossFunction | None,
-    criterion: Criterion | None,
-    rule: Any,
-    seen: dict[int, _Seen],
-    *,
-    optimizer: OptimizerLike,
-    probe_steps: int,
-    curvature: bool,
-    max_gradients: int,
-    seed: int,
-    tell: Callable[[int, str], None] | None,
-) -> tuple[float, list[str]]:
-    """Measure every head count once; the cost, and what could not be had."""
-    cost = 0.0
-    said: list[str] = []
-    found: dict[int, Recommendation] = {}
-    for heads, model in models.items():
-        rec = suggest_lr(
-            model, batches, loss_fn, criterion=criterion, optimizer=optimizer, max_gradients=max_gradients, seed=seed
-        )
-        cost += rec.cost
-        found[heads] = rec
-        seen[heads].lr.append(math.nan if rec.value is None else rec.value)
-        stable = None if rec.max_stable is None else rec.max_stable.value
-        seen[heads].max_stable.append(math.nan if stable is None else stable)
-        if tell is not None:
-            tell(heads, f"learning rate {rec}")
-    rates = [rec.value for rec in found.values() if rec.value is not None]
-    for heads, model in models.items():
-        if rates:
-            low = COMMON_SHARE * min(rates)
-            values, missing, spent = _before_the_edge(
-                copy.deepcopy(model),
-                batches,
-                loss_fn,
-                criterion,
-                rule,
-                optimizer,
-                lr=low,
-                curvature=curvature,
-                seed=seed,
-            )
-            cost, said = cost + spent, said + missing
-            for name, number in values.items():
-                seen[heads].measured.setdefault(name, []).append(number)
-        value = found[heads].value
-        if value is None:
-            said.append(f"{heads} heads: no learning rate was established: {found[heads].reason}")
-            seen[heads].start.append(math.nan)
-            seen[heads].loss.append(math.inf)
-            seen[heads].step_seconds.append(math.nan)
-            continue
-        warmup = min(found[heads].warmup_steps or 0, probe_steps // 10)
-        learned = train(
-            model, rule, batches, optimizer=optimizer, lr=value, steps=probe_steps, warmup=warmup, seed=seed
-        )
-        cost += learned.steps
-        seen[heads].start.append(learned.start)
-        seen[heads].loss.append(learned.loss)
-        seen[heads].step_seconds.append(learned.step_seconds)
-        if tell is not None:
-            tell(heads, f"loss {learned.loss:.4g} after {learned.steps} steps")
-    return cost, said
-
-
-def _before_the_edge(
-    model: nn.Module,
-    batches: list[Any],
-    loss_fn: LossFunction | None,
-    criterion: Criterion | None,
-    rule: Any,
-    optimizer: OptimizerLike,
-    *,
-    lr: float,
-    curvature: bool,
-    seed: int,
-) -> tuple[dict[str, float], list[str], float]:
-    """Attention before and after the common warm-up, its growth, and curvature after it."""
-    before, missing, _ = looked_at(model, batches, loss_fn, criterion, None, curvature=False, seed=seed)
-    learned = train(model, rule, batches, optimizer=optimizer, lr=lr, steps=WARMUP_STEPS, warmup=0, seed=seed)
-    after, also, spent = looked_at(
-        model, batches, loss_fn, criterion, learned.optimizer, curvature=curvature, seed=seed
-    )
-    for name in GROWING:
-        if before.get(name, 0.0) > 0 and after.get(name, 0.0) > 0:
-            after[f"{name}, growth per step"] = math.log(after[name] / before[name]) / WARMUP_STEPS
-    return after, [*missing, *(line for line in also if line not in missing)], spent + learned.steps

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from dyntune.dynamics.attention import COLLAPSED
 from dyntune.errors import InvalidArgumentError, NotConvergedError, RefusedError
 from dyntune.numerics.student import LEVEL, student_interval
 from dyntune.records import Estimate, Status, short_number
@@ -37,8 +38,19 @@ from dyntune.records import Estimate, Status, short_number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["HeadChoice", "HeadEvidence", "Heads", "Verdict", "heads_rule"]
+__all__ = [
+    "HeadChoice",
+    "HeadCourse",
+    "HeadEvidence",
+    "Heads",
+    "Verdict",
+    "geometric",
+    "heads_rule",
+    "paired_effects",
+    "seeds_loss",
+]
 
+_Choice = TypeVar("_Choice", bound=Hashable)
 Verdict: TypeAlias = Literal["different", "equivalent", "undecided"]
 
 MARGIN = 1.25  # a step of two in a usual grid of learning rates would be 2; nobody tunes to a quarter
@@ -50,7 +62,32 @@ MIN_HEAD_DIM, NARROW = 4, 32
 # seeds that fall on the same step agree no better than that.
 RESOLUTION = 0.5 / math.sqrt(12)
 ALIKE = 0.01  # of what the best count gains in the short training: a loss so much higher is as good where seeds agree
+# exp(-30) is 1e-13: a key that is 30 ahead of the others has all the mass in float32, and the softmax no gradient.
+HOT_LOGIT = 30.0
 FASTER = 0.05  # differences in time per step below this are noise of a short measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCourse:
+    """Attention along the short training of one seed; heads of all modules side by side.
+
+    Args:
+        steps: How many had been made at each look.
+        max_logit: Largest logit. Shape (looks, heads of all modules).
+        relative_entropy: Entropy over its largest possible value, in [0, 1]; of the same shape.
+    """
+
+    steps: tuple[int, ...]
+    max_logit: tuple[tuple[float, ...], ...]
+    relative_entropy: tuple[tuple[float, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; NaN and infinity become None."""
+        return {
+            "steps": list(self.steps),
+            "max_logit": [[_finite(x) for x in row] for row in self.max_logit],
+            "relative_entropy": [[_finite(x) for x in row] for row in self.relative_entropy],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +103,11 @@ class HeadEvidence:
         start: Loss before training.
         loss: After the short training at the suggested rate; infinite where that failed.
         step_seconds: Time of one of its steps, the median.
-        measured: More, by name, seed by seed; it moves nothing.
+        measured: More, by name, seed by seed; two of them raise flags, nothing else follows from it.
+        flops: Of one step's forward and backward pass.
+        saved_bytes: That the backward pass needs.
+        by_head: By name and attention module, one number for each head: means over seeds.
+        course: Attention along the short training of the first seed.
     """
 
     heads: int
@@ -78,6 +119,10 @@ class HeadEvidence:
     loss: tuple[float, ...]
     step_seconds: tuple[float, ...]
     measured: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    flops: int | None = None
+    saved_bytes: int | None = None
+    by_head: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    course: HeadCourse | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +141,11 @@ class HeadChoice:
         step_seconds: Time of a step.
         measured: More, by name: means over seeds.
         admitted: Whether its heads are wide enough to be chosen.
+        flags: What speaks against it before any training has failed, in words; it moves no choice.
+        flops: Of one step's forward and backward pass: matrix products, convolutions and attention.
+        saved_bytes: Of activations that one step holds for its backward pass.
+        by_head: By name and attention module, one number for each head: means over seeds.
+        course: Attention along the short training of the first seed.
     """
 
     heads: int
@@ -108,6 +158,11 @@ class HeadChoice:
     step_seconds: float
     measured: Mapping[str, float]
     admitted: bool
+    flags: tuple[str, ...] = ()
+    flops: int | None = None
+    saved_bytes: int | None = None
+    by_head: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    course: HeadCourse | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +219,8 @@ class Heads:
         if self.value is None:
             return f"heads: refused. {self.reason}"
         text = f"{self.value} heads at learning rate {short_number(self.lr)} (critical rates: {self.verdict})"
+        if self.row.flags:
+            text += f"; flagged: {self.row.flags[0]}"
         return text if self.status is Status.OK else f"{text} [{self.status.name.lower()}: {self.reason}]"
 
     def explain(self) -> str:
@@ -172,12 +229,16 @@ class Heads:
         for row in self.table:
             lines.append(
                 f"  {row.heads} heads of {row.head_dim or 'unknown'}{'' if row.admitted else ' (too narrow)'}: lr "
-                f"{_said(row.lr)}; critical {_said(row.critical_lr)}, by its own seeds {_said(row.own_critical_lr)}; "
-                f"loss {_said(row.loss)}; {1e3 * row.step_seconds:.3g} ms a step; {row.parameters} parameters"
+                f"{estimate_text(row.lr)}; critical {estimate_text(row.critical_lr)}, by its own "
+                f"seeds {estimate_text(row.own_critical_lr)}; "
+                f"loss {estimate_text(row.loss)}; {1e3 * row.step_seconds:.3g} ms a step; {row.parameters} parameters"
+                f"{'' if row.flops is None else f'; {short_number(float(row.flops))} operations a step'}"
+                f"{'' if row.saved_bytes is None else f'; {row.saved_bytes / 1e6:.3g} MB of activations'}"
             )
+            lines += [f"    flag: {flag}" for flag in row.flags]
             lines += [f"    {name}: {short_number(value)}" for name, value in row.measured.items()]
         lines.append(f"critical rate over the mean of all (equal within a factor {self.margin:g}):")
-        lines += [f"  {heads} heads: {_said(effect)}" for heads, effect in self.effects.items()]
+        lines += [f"  {heads} heads: {estimate_text(effect)}" for heads, effect in self.effects.items()]
         lines += [f"check: {check}" for check in self.checks]
         lines.append(f"cost: {self.cost:.0f} gradient-equivalents")
         lines += [f"source: {source}" for source in SOURCES]
@@ -201,8 +262,16 @@ class Heads:
                 "own_critical_lr": row.own_critical_lr.to_dict(),
                 "loss": row.loss.to_dict(),
                 "step_seconds": row.step_seconds,
-                "measured": {name: v if math.isfinite(v) else None for name, v in row.measured.items()},
+                "measured": {name: _finite(v) for name, v in row.measured.items()},
                 "admitted": row.admitted,
+                "flags": list(row.flags),
+                "flops": row.flops,
+                "saved_bytes": row.saved_bytes,
+                "by_head": {
+                    name: {module: [_finite(x) for x in values] for module, values in modules.items()}
+                    for name, modules in row.by_head.items()
+                },
+                "course": None if row.course is None else row.course.to_dict(),
             }
             for row in self.table
         ]
@@ -217,6 +286,30 @@ class Heads:
             "checks": list(self.checks),
             "cost": self.cost,
         }
+
+    def plot_map(self, outcomes: Mapping[int, Mapping[float, float]], ax: Axes | None = None) -> Axes:
+        """Draw a brute force with the measured edge over it (needs matplotlib, imported here only).
+
+        Args:
+            outcomes: Number of heads -> learning rate -> final loss; infinite for a run that failed.
+            ax: Where to draw.
+        """
+        from dyntune.plots import plot_stability_map
+
+        return plot_stability_map(
+            dict(sorted(outcomes.items())),
+            critical={row.heads: row.critical_lr for row in self.table},
+            suggested={row.heads: row.lr for row in self.table},
+            title="What training came to, and where it was expected to fail",
+            xlabel="heads",
+            ax=ax,
+        )
+
+    def plot_attention(self, ax: Axes | None = None, *, heads: int | None = None) -> Axes:
+        """Draw logits and entropy of every head along the short training (needs matplotlib, imported here only)."""
+        from dyntune.plots import plot_attention
+
+        return plot_attention(self, heads=heads, ax=ax)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.explain())}</pre>"
@@ -270,7 +363,7 @@ def heads_rule(
     shrunk = _shrunk(evidence)
     narrowest = MIN_HEAD_DIM if min_head_dim is None else min_head_dim
     admitted = [row for row in evidence if row.head_dim is None or row.head_dim >= narrowest]
-    table = tuple(_choice(row, shrunk.get(row.heads), admitted=row in admitted) for row in evidence)
+    table = tuple(_row(row, shrunk.get(row.heads), admitted=row in admitted) for row in evidence)
     value, why = _chosen(admitted, narrowest)
     chosen = next((row for row in admitted if row.heads == value), None)
     if chosen is not None and chosen.head_dim is not None and chosen.head_dim < NARROW:
@@ -291,7 +384,12 @@ def heads_rule(
     )
 
 
-def _said(found: Estimate) -> str:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def estimate_text(found: Estimate) -> str:
+    """The value with its interval, or why there is none."""
     if found.value is None:
         return f"not established ({found.reason})"
     return f"{short_number(found.value)} ({short_number(found.low)} .. {short_number(found.high)})"
@@ -313,29 +411,41 @@ def _logs(evidence: Sequence[HeadEvidence]) -> tuple[list[HeadEvidence], np.ndar
     return known, np.log2(np.array([row.max_stable for row in known])) if known else np.empty((0, 0))
 
 
-def _effects(evidence: Sequence[HeadEvidence], margin: float) -> tuple[dict[int, Estimate], Verdict]:
-    known, logs = _logs(evidence)
-    if len(known) < 2:
+def paired_effects(apart: Mapping[_Choice, Sequence[float]], margin: float) -> tuple[dict[_Choice, Estimate], Verdict]:
+    """What each choice does to the critical rate, and the verdict.
+
+    Args:
+        apart: By choice, log2 of its critical rate over the mean of all, seed by seed.
+        margin: Factor within which rates count as equal.
+    """
+    if len(apart) < 2:
         return {}, "undecided"
-    apart = logs - logs.mean(axis=0)
-    effects: dict[int, Estimate] = {}
+    effects: dict[_Choice, Estimate] = {}
     equal, different = True, False
-    for row, d in zip(known, apart, strict=True):
-        mean, low, high = _interval(d.tolist(), EQUIVALENCE)
+    for choice, d in apart.items():
+        mean, low, high = _interval(d, EQUIVALENCE)
         equal &= -math.log2(margin) <= low and high <= math.log2(margin)
-        _, first, last = _interval(d.tolist(), 1 - (1 - LEVEL) / len(known))
+        _, first, last = _interval(d, 1 - (1 - LEVEL) / len(apart))
         different |= first > 0 or last < 0
-        effects[row.heads] = Estimate(
+        effects[choice] = Estimate(
             value=2**mean,
             low=_power(low),
             high=_power(high),
             level=EQUIVALENCE,
             unit="1",
-            method=f"critical rates of {len(d)} paired seeds over their mean for {len(known)} head counts, Student's t",
+            method=f"critical rates of {len(d)} paired seeds over their mean for {len(apart)} choices, Student's t",
             covers="sampling",
         )
     # What is both is different by less than matters.
     return effects, "equivalent" if equal else "different" if different else "undecided"
+
+
+def _effects(evidence: Sequence[HeadEvidence], margin: float) -> tuple[dict[int, Estimate], Verdict]:
+    known, logs = _logs(evidence)
+    if len(known) < 2:
+        return {}, "undecided"
+    apart = logs - logs.mean(axis=0)
+    return paired_effects({row.heads: d.tolist() for row, d in zip(known, apart, strict=True)}, margin)
 
 
 def _shrunk(evidence: Sequence[HeadEvidence]) -> dict[int, float]:
@@ -355,8 +465,8 @@ def _shrunk(evidence: Sequence[HeadEvidence]) -> dict[int, float]:
     return {row.heads: middle + kept * (float(m) - middle) for row, m in zip(known, means, strict=True)}
 
 
-def _choice(row: HeadEvidence, critical: float | None, *, admitted: bool) -> HeadChoice:
-    own = _geometric(row.max_stable)
+def _row(row: HeadEvidence, critical: float | None, *, admitted: bool) -> HeadChoice:
+    own = geometric(row.max_stable)
     if critical is None or own.value is None:
         moved = Estimate.refused("no failing rate was found for every seed", unit="learning rate", method="pilots")
     else:
@@ -372,29 +482,51 @@ def _choice(row: HeadEvidence, critical: float | None, *, admitted: bool) -> Hea
             status=own.status,
             reason=own.reason,
         )
-    mean, low, high = student_interval(row.loss) if all(map(math.isfinite, row.loss)) else (math.inf,) * 3
-    loss = (
-        Estimate(
-            value=mean, low=low, high=high, level=LEVEL, unit="loss", method=f"{len(row.loss)} seeds", covers="sampling"
-        )
-        if math.isfinite(mean)
-        else Estimate.refused("a short training failed at the suggested rate", unit="loss", method="seeds")
-    )
     return HeadChoice(
         heads=row.heads,
         head_dim=row.head_dim,
         parameters=row.parameters,
-        lr=_geometric(row.lr),
+        lr=geometric(row.lr),
         critical_lr=moved,
         own_critical_lr=own,
-        loss=loss,
+        loss=seeds_loss(row.loss),
         step_seconds=float(np.median(row.step_seconds)),
         measured={name: float(np.mean(values)) for name, values in row.measured.items()},
         admitted=admitted,
+        flags=_flags(row),
+        flops=row.flops,
+        saved_bytes=row.saved_bytes,
+        by_head=row.by_head,
+        course=row.course,
     )
 
 
-def _geometric(values: Sequence[float]) -> Estimate:
+def _flags(row: HeadEvidence) -> tuple[str, ...]:
+    """What is known to precede failures, before any step or after the common low warm-up."""
+    flags = []
+    for when in (", untrained", ""):
+        logits = row.measured.get(f"largest attention logit{when}", ())
+        entropy = row.measured.get(f"lowest relative entropy of a head{when}", ())
+        stage = "before training" if when else "after the low warm-up"
+        if any(not x < HOT_LOGIT for x in logits):
+            flags.append(f"attention logits of {max(logits):.3g} {stage} ({HOT_LOGIT:g} or more saturate the softmax)")
+        if any(not x > COLLAPSED for x in entropy):
+            flags.append(f"a head with {min(entropy):.0%} of its largest entropy {stage} (below {COLLAPSED:.0%})")
+    return tuple(flags)
+
+
+def seeds_loss(losses: Sequence[float]) -> Estimate:
+    """The mean over seeds of the loss after a short training, with Student's interval."""
+    if not all(map(math.isfinite, losses)):
+        return Estimate.refused("a short training failed at the suggested rate", unit="loss", method="seeds")
+    mean, low, high = student_interval(losses)
+    return Estimate(
+        value=mean, low=low, high=high, level=LEVEL, unit="loss", method=f"{len(losses)} seeds", covers="sampling"
+    )
+
+
+def geometric(values: Sequence[float]) -> Estimate:
+    """The geometric mean over seeds of a learning rate, with Student's interval of the logarithms."""
     if not all(math.isfinite(x) and x > 0 for x in values):
         return Estimate.refused("not found for every seed", unit="learning rate", method="pilots")
     mean, low, high = _interval([math.log2(x) for x in values], LEVEL)

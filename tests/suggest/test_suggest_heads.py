@@ -70,13 +70,15 @@ def test_one_seed_one_answer_but_for_the_clock() -> None:
             del row["step_seconds"]
         return told["table"], told["effects"]
 
-    assert without_clock(suggest(seed=3)) == without_clock(suggest(seed=3))
-    assert without_clock(suggest(seed=3)) != without_clock(suggest(seed=4))
+    few: dict[str, Any] = {"max_gradients": 60, "probe_steps": 20, "seeds": 1}
+    first = without_clock(suggest(seed=3, **few))
+    assert first == without_clock(suggest(seed=3, **few))
+    assert first != without_clock(suggest(seed=4, **few))
 
 
 def test_counts_that_do_not_matter_are_told_alike() -> None:
     """A factory that ignores the count: all is equal to the last bit, and the effect is none."""
-    found = suggest(lambda heads: Encoder(2 + 0 * heads), seeds=3)
+    found = suggest(lambda heads: Encoder(2 + 0 * heads), seeds=3, max_gradients=100, probe_steps=20)
     assert found.verdict == "equivalent"
     assert all(effect.value == 1.0 for effect in found.effects.values())
     one, other = found.table
@@ -151,3 +153,52 @@ def test_no_attention_is_no_reason_to_fail() -> None:
     found = suggest(lambda _: nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * TOKENS, CLASSES)), seeds=1)
     assert found.table[0].head_dim is None
     assert any("attention was not read" in check for check in found.checks)
+
+
+def test_processes_find_the_same() -> None:
+    """The same numbers but for the clock; what cannot be sent is refused before anything is measured."""
+
+    def without_clock(found: Heads) -> Any:
+        return [{k: v for k, v in row.items() if k != "step_seconds"} for row in found.to_dict()["table"]]
+
+    few: dict[str, Any] = {"seeds": 1, "max_gradients": 60, "probe_steps": 20}
+    alone, shared = suggest(**few), suggest(**few, workers=2)
+    assert without_clock(alone) == without_clock(shared)
+    assert any("2 trainings side by side" in check for check in shared.checks)
+    with pytest.raises(InvalidArgumentError, match="cannot be sent to another process"):
+        suggest(lambda heads: Encoder(heads), **few, workers=1)
+    with pytest.raises(InvalidArgumentError, match="workers=-1"):
+        suggest(**few, workers=-1)
+
+
+def test_heads_one_by_one() -> None:
+    found = suggest(seeds=1, per_head=True, curvature=True, head_counts=[2], max_gradients=60)
+    row = found.table[0]
+    for name in ("largest attention logit", "norm of queries with keys", "lambda_max of queries and keys"):
+        (values,) = row.by_head[name].values()
+        assert len(values) == 2
+    (growth,) = row.by_head["largest attention logit, growth per step"].values()
+    assert max(abs(x) for x in growth) < 1
+    assert row.course is not None
+    assert row.course.steps == (0, 5, 10, 15, 20, 25, 30)
+    assert all(len(values) == 2 for values in row.course.max_logit)
+    assert 0 < row.measured["mass of the top eigenvector on queries and keys"] < 1
+    for part in ("queries", "keys", "values", "outputs", "MLP"):
+        assert row.measured[f"lambda_max of {part}"] <= row.measured["lambda_max"] * 3  # one batch of the four
+    assert row.measured["rate at which one step raises the loss"] > 0
+    assert row.flops
+    assert row.saved_bytes
+    assert row.flags == ()
+
+
+def test_hot_attention_is_flagged_before_any_training() -> None:
+    class Hot(Encoder):
+        def __init__(self, heads: int) -> None:
+            super().__init__(heads)
+            with torch.no_grad():
+                self.layer.self_attn.in_proj_weight[: 2 * WIDTH] *= 10
+
+    found = suggest(Hot, seeds=1, max_gradients=60)
+    for row in found.table:
+        assert any("before training" in flag for flag in row.flags)
+    assert "flagged: attention logits of" in str(found)
