@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2")
+NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2", "heads")
 PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
@@ -750,6 +750,78 @@ def beta2_judged(result: Record) -> str:
     return "\n\n".join([_table(header, rows), said, _origin(result["provenance"])])
 
 
+def _percent(row: Record) -> str:
+    """A mean share over groups with its interval."""
+    if not row.get("groups"):
+        return ""
+    ends = row["interval"]
+    text = f"{100 * row['mean']:.2f} %"
+    return text if ends is None else f"{text} ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
+
+
+def _octaves(row: Record) -> str:
+    if not row.get("groups"):
+        return "no group"
+    ends = row["interval"]
+    text = f"{row['mean']:.2f}"
+    return text if ends is None else f"{text} ({ends[0]:.2f} to {ends[1]:.2f}), {row['groups']} groups"
+
+
+def heads_judged(result: Record) -> str:
+    """What benchmarks/heads/judge.py found on a half."""
+    rates, said, regrets, flags = (result[name] for name in ("rates", "verdicts", "regrets", "flags"))
+    against = rates["against the group mean"]
+    low, high = (100 * end for end in rates["interval"])
+    facts = [
+        ["groups judged, of all", f"{result['groups']} of {result['of']}"],
+        ["seeds of the brute force in them, of all", f"{result['seeds']} of {result['of_seeds']}"],
+        ["cells with an observed failing rate; beyond the grid", f"{rates['cells']}; {rates['censored']}"],
+        [
+            "predicted within a factor 2",
+            f"{rates['within a factor 2']} of {rates['cells']} ({low:.0f}–{high:.0f} %)",
+        ],
+        ["mean error; bias, octaves", f"{rates['log2 error']:.2f}; {rates['bias']:.2f}"],
+        ["error less that of the group's own mean, octaves: all groups", _octaves(against["all"]["error"])],
+        ["the same where head counts differ", _octaves(against["with an effect"]["error"])],
+        ["error of the heads' part less that of none, octaves", _octaves(against["all"]["of the heads' part alone"])],
+        [
+            "concordance within groups",
+            "no pairs" if rates["concordance"] is None else f"{rates['concordance']:.2f} of {rates['pairs']} pairs",
+        ],
+        [
+            "said: equivalent, different, undecided",
+            ", ".join(str(said["said"][v]) for v in ("equivalent", "different", "undecided")),
+        ],
+        ["of those right: equivalent, different", f"{said['right']['equivalent']}, {said['right']['different']}"],
+        [
+            "observed: within the margin; differ (of those with two seeds)",
+            f"{said['observed equal']}; {said['observed an effect']} of {said['with two seeds']}",
+        ],
+        [
+            "hot models flagged; before any training",
+            f"{flags['hot flagged']} of {flags['hot']}; {flags['hot flagged before training']}",
+        ],
+        ["other models flagged", f"{flags['others flagged']} of {flags['others']}"],
+    ]
+    losses = [
+        [f"**{name}**" if name == "suggest_heads" else name, _percent(row), f"{100 * row['worst']:.1f} %"]
+        for name, row in sorted(regrets["regret"].items(), key=lambda item: item[1]["mean"])
+    ]
+    parts = [_table(["failing rates, verdicts, flags", ""], facts)]
+    if losses:
+        paired = regrets["suggest_heads minus the default"]
+        losses.append(["any number of heads, suggest_lr", _percent(regrets["any number of heads, suggest_lr"]), ""])
+        text = f"{regrets['groups']} groups, three fresh seeds each. `suggest_heads` less 8 heads with `suggest_lr`: "
+        text += f"{_percent(paired['all'])} in all"
+        text += "".join(
+            f", {_percent(paired[name])} in the {paired[name]['groups']} {said}"
+            for name, said in (("with an effect", "where head counts differ"), ("without", "where none was seen"))
+            if paired[name].get("groups")
+        )
+        parts += [_table(["pair", "mean regret", "worst group"], losses), f"{text}."]
+    return "\n\n".join([*parts, _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -770,6 +842,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "beta2-synthetic": ("../beta2/results/synthetic", beta2_synthetic),
     "beta2-tune": ("../beta2/results/judged-tune", beta2_judged),
     "beta2-test": ("../beta2/results/judged-test", beta2_judged),
+    "heads-tune": ("../heads/results/judged-tune", heads_judged),
+    "heads-test": ("../heads/results/judged-test", heads_judged),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

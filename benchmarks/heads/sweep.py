@@ -162,8 +162,8 @@ def pack(store: Store) -> None:
     about |= {"cpu_seconds_of_training": round(store.seconds), "data": digest("shakespeare"), "judge": VERSION}
     result = {
         "schema": SCHEMA,
-        "about": "heads -> seed -> failing: lowest k that fails, to half a step, missing where not yet known; runs: k -> [initial, final, val, "
-        "steps, largest logit]; lr = 2 ** (k / 4); null: not finite, or none",
+        "about": "heads -> seed -> failing: lowest k that fails, to half a step, missing where not yet known; runs: "
+        "k -> [initial, final, val, steps, largest logit]; lr = 2 ** (k / 4); null: not finite, or none",
         "provenance": about,
         "complete": complete(store),
     }

@@ -21,6 +21,7 @@ from dyntune.records import Estimate
 from dyntune.suggest.heads_measure import seeded
 from dyntune.suggest.heads_rule import MARGIN, Verdict, estimate_text, geometric, paired_effects, seeds_loss
 from dyntune.suggest.lr import num_drawn
+from dyntune.suggest.progress import ProgressLike
 from dyntune.suggest.variants import Found, Variants, check_request, measure
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def suggest_architecture(
     max_choices: int = 64,
     workers: int = 0,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
 ) -> Architectures:
     r"""Measure the stable learning rate of every combination of architecture knobs, and what each knob does to it.
 
@@ -202,7 +203,8 @@ def suggest_architecture(
         max_choices: More combinations are refused: what they cost is easily underrated.
         workers: As for :func:`dyntune.suggest_heads`.
         seed: Of everything.
-        progress: Called with a line about each thing that was done.
+        progress: As for :func:`dyntune.suggest_lr`: a bar, or a function that is called with what was done, the
+            gradients spent so far, and the learning rate that was found or used.
 
     Raises:
         InvalidArgumentError: No knob, a knob without values, too many combinations, none that can be built, an

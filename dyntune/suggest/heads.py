@@ -16,6 +16,7 @@ from dyntune.pilot.optimizers import OptimizerLike
 from dyntune.suggest.heads_measure import head_dim_of, seeded
 from dyntune.suggest.heads_rule import MARGIN, HeadCourse, HeadEvidence, Heads, heads_rule
 from dyntune.suggest.lr import num_drawn
+from dyntune.suggest.progress import ProgressLike
 from dyntune.suggest.variants import Found, Variants, check_request, measure
 
 __all__ = ["suggest_heads"]
@@ -38,7 +39,7 @@ def suggest_heads(
     max_gradients: int = 200,
     workers: int = 0,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressLike = None,
     strict: bool = False,
 ) -> Heads:
     """Suggest a number of attention heads with a learning rate, and say whether the number matters for stability.
@@ -73,7 +74,8 @@ def suggest_heads(
             batches have to be picklable: functions of a module that can be imported. Times per step are then those of
             so many trainings side by side.
         seed: Of everything.
-        progress: Called with a line about each thing that was done.
+        progress: As for :func:`dyntune.suggest_lr`: a bar, or a function that is called with what was done, the
+            gradients spent so far, and the learning rate that was found or used.
         strict: Raise when the status is not OK.
 
     Returns:

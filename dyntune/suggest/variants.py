@@ -22,6 +22,7 @@ from dyntune.objective.objective import Objective
 from dyntune.pilot.optimizers import OptimizerLike
 from dyntune.suggest.heads_measure import looked_at, seeded, step_costs, train
 from dyntune.suggest.lr import suggest_lr
+from dyntune.suggest.progress import ProgressLike, reporting
 from dyntune.trials.trials import Trials
 
 __all__ = ["Found", "Variants", "check_request", "measure"]
@@ -33,6 +34,7 @@ WARMUP_STEPS, COMMON_SHARE = 20, 0.25
 GROWING = ("largest attention logit", "largest norm of queries with keys", "attention entropy")
 LOOKS = 6  # at attention along the short training, besides the one before it
 LEAST_PROBE = 20  # steps of a short training, of which a tenth is two
+USUAL_CURVATURE = 700  # gradients, on small GPTs; it moves a bar and nothing else
 Key = tuple[int, int]  # variant, seed
 Told = dict[str, Any]  # JSON types
 
@@ -74,6 +76,12 @@ class Variants:
         variant, index = key
         with seeded(self.stream(index)):
             return self.factory(self.variants[variant])
+
+    @property
+    def usual_cost(self) -> float:
+        """Gradient-equivalents for one variant and seed, for a bar."""
+        curvature = USUAL_CURVATURE if self.curvature else 0
+        return 1.0 + self.max_gradients + WARMUP_STEPS + self.probe_steps + curvature
 
     def stream(self, index: int) -> int:
         """The seed of seed `index`."""
@@ -122,16 +130,26 @@ def check_request(optimizer: OptimizerLike, *, seeds: int, probe_steps: int, eac
 
 
 def measure(
-    variants: Variants, *, seeds: int, workers: int, progress: Callable[[str], None] | None
+    variants: Variants, *, seeds: int, workers: int, progress: ProgressLike
 ) -> tuple[list[Found], list[str], float]:
     """Measure every variant with every seed: what was found of each, what could not be had, and the cost."""
     keys = [(i, s) for s in range(seeds) for i in range(len(variants.variants))]
+    with reporting(progress, limit=len(keys) * variants.usual_cost) as (meter, tell):
 
-    def tell(key: Key, line: str) -> None:
-        if progress is not None:
-            progress(f"seed {key[1] + 1} of {seeds}, {variants.names[key[0]]}: {line}")
+        def done(key: Key, told: Told) -> None:
+            meter.charge(told["cost"])
+            if tell is not None:
+                where = f"seed {key[1] + 1} of {seeds}, {variants.names[key[0]]}"
+                tell(f"{where}: {told['line']}", meter.spent, told["lr"])
 
-    pilots = _each(_Pilot(variants), keys, variants, workers, lambda key, told: tell(key, told["line"]))
+        return (*_measured(variants, keys, workers, done), meter.spent)
+
+
+def _measured(
+    variants: Variants, keys: Sequence[Key], workers: int, done: Callable[[Key, Told], None]
+) -> tuple[list[Found], list[str]]:
+    seeds = 1 + max(s for _, s in keys)
+    pilots = _each(_Pilot(variants), keys, variants, workers, done)
     rates = {
         s: [told["lr"] for (_, t), told in pilots.items() if t == s and told["lr"] is not None] for s in range(seeds)
     }
@@ -140,7 +158,7 @@ def measure(
         lows=tuple(COMMON_SHARE * min(rates[s]) if rates[s] else None for s in range(seeds)),
         pilots={f"{i}/{s}": pilots[i, s] for i, s in keys},
     )
-    probed = _each(probe, keys, variants, workers, lambda key, told: tell(key, told["line"]) if told["line"] else None)
+    probed = _each(probe, keys, variants, workers, done)
     found = [Found() for _ in variants.variants]
     said: list[str] = []
     for (i, s), told in probed.items():
@@ -157,7 +175,7 @@ def measure(
         if s == 0:
             each.course, each.flops, each.saved_bytes = told["course"], told["flops"], told["saved_bytes"]
         said += [line for line in told["said"] if line not in said]
-    return found, said, sum(told["cost"] for told in (*pilots.values(), *probed.values()))
+    return found, said
 
 
 def _each(
@@ -205,6 +223,7 @@ class _Pilot:
             optimizer=v.optimizer,
             max_gradients=v.max_gradients,
             seed=v.stream(index),
+            progress=False,  # one bar shows all pilots
         )
         return {
             "lr": rec.value,
@@ -235,14 +254,15 @@ class _Probe:
         model, batches, seed, low = v.model(key), list(v.batches), v.stream(index), self.lows[index]
         rule = v.rule(model)
         flops, saved = step_costs(copy.deepcopy(model), rule, batches[0], seed=seed)
-        told: Told = {"measured": {}, "by_head": {}, "course": None, "said": [], "cost": 1.0, "line": ""}
+        told: Told = {"measured": {}, "by_head": {}, "course": None, "said": [], "cost": 1.0, "line": "", "lr": None}
         told |= {"flops": flops, "saved_bytes": saved}
         told |= {"start": None, "loss": None, "step_seconds": None}
         if low is not None:
             _before_the_edge(v, copy.deepcopy(model), rule, told, lr=low, seed=seed)
         pilot = self.pilots[f"{int(variant)}/{index}"]
         if pilot["lr"] is None:
-            told["said"].append(f"{v.names[key[0]]}: no learning rate was established: {pilot['reason']}")
+            told["line"] = f"no learning rate was established: {pilot['reason']}"
+            told["said"].append(f"{v.names[key[0]]}: {told['line']}")
             return told
         learned = train(
             model,
@@ -257,7 +277,7 @@ class _Probe:
             looks=LOOKS,
         )
         told["cost"] += learned.steps
-        told |= {"start": learned.start, "step_seconds": learned.step_seconds}
+        told |= {"lr": pilot["lr"], "start": learned.start, "step_seconds": learned.step_seconds}
         told["loss"] = learned.loss if math.isfinite(learned.loss) else None
         told["line"] = f"loss {learned.loss:.4g} after {learned.steps} steps"
         return told

@@ -122,11 +122,18 @@ def test_bad_input() -> None:
 
 
 def test_progress_and_loss_functions() -> None:
-    lines: list[str] = []
+    told: list[tuple[str, float, float | None]] = []
     found = suggest(
-        loss_fn=lambda model, batch: CE(model(batch[0]), batch[1]), criterion=None, seeds=1, progress=lines.append
+        loss_fn=lambda model, batch: CE(model(batch[0]), batch[1]),
+        criterion=None,
+        seeds=1,
+        progress=lambda *done: told.append(done),
     )
-    assert [line.split(":")[0] for line in lines] == [f"seed 1 of 1, {h} heads" for h in (1, 4, 1, 4)]
+    assert [line.split(":")[0] for line, _, _ in told] == [f"seed 1 of 1, {h} heads" for h in (1, 4, 1, 4)]
+    spent = [cost for _, cost, _ in told]
+    assert spent == sorted(spent)
+    assert spent[-1] == found.cost
+    assert [lr for _, _, lr in told[2:]] == pytest.approx([row.lr.value for row in found.table])
     assert all("largest attention logit" in row.measured for row in found.table)
     assert found.verdict == "undecided"  # one seed
 
