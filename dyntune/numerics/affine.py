@@ -367,7 +367,7 @@ class _Solver:
         self._runs += 1
         shape = torch.Size([self.space.numel])
         vector = normal_like(shape, self.space.dtype, self.space.device, key=(self.seed, 7, self._runs))
-        return vector / torch.linalg.vector_norm(vector)
+        return vector / float(torch.linalg.vector_norm(vector))
 
     def times(self, vector: torch.Tensor, weights: tuple[float, float]) -> torch.Tensor | None:
         """``(w_A A + w_B B)`` times a unit vector; None where that takes a product that is not left."""

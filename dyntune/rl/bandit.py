@@ -121,7 +121,8 @@ class GaussianBandit:
     def value(self, parameters: torch.Tensor, alpha: float) -> torch.Tensor:
         """J of (mu, l), with the differential entropy in nats."""
         mu, log_std = parameters
-        return -self.k / 2 * (mu**2 + torch.exp(2 * log_std)) + alpha * (log_std + LOG_2PI_E / 2)
+        value: torch.Tensor = -self.k / 2 * (mu**2 + torch.exp(2 * log_std)) + alpha * (log_std + LOG_2PI_E / 2)
+        return value
 
     def hessian(self, parameters: torch.Tensor, alpha: float) -> torch.Tensor:  # noqa: ARG002 - entropy is linear
         """Of J, shape (2, 2): the entropy is linear in l, so that alpha does not enter."""

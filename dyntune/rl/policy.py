@@ -175,7 +175,7 @@ class PolicyObjective:
             if value.numel() != 1:
                 raise InvalidArgumentError(f"the {name} has shape {tuple(value.shape)}: a scalar is needed.")
             if not bool(torch.isfinite(value)):
-                raise NonFiniteError(f"the {name} is {float(value)}: its curvature is undefined.")
+                raise NonFiniteError(f"the {name} is {float(value.detach())}: its curvature is undefined.")
         return loss.reshape(()), entropy.reshape(())
 
     def gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
