@@ -1,6 +1,7 @@
 """Measure the training dynamics of PyTorch models and turn them into choices with evidence."""
 
 from dyntune import errors as errors
+from dyntune import rl as rl
 from dyntune import stability as stability
 from dyntune.curvature.algebra import affine as affine
 from dyntune.curvature.blocks import block_eigenvalues as block_eigenvalues
@@ -42,6 +43,7 @@ from dyntune.suggest.architecture import suggest_architecture as suggest_archite
 from dyntune.suggest.beta2 import suggest_beta2 as suggest_beta2
 from dyntune.suggest.beta2_run import suggest_beta2_from_run as suggest_beta2_from_run
 from dyntune.suggest.betas import suggest_betas as suggest_betas
+from dyntune.suggest.entropy_coef import suggest_entropy_coef as suggest_entropy_coef
 from dyntune.suggest.heads import suggest_heads as suggest_heads
 from dyntune.suggest.lr import suggest_lr as suggest_lr
 from dyntune.suggest.schedule import suggest_schedule as suggest_schedule

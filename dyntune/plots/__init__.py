@@ -6,6 +6,8 @@ from dyntune.plots.blocks import plot_block_mass as plot_block_mass
 from dyntune.plots.blocks import plot_blocks as plot_blocks
 from dyntune.plots.density import plot_density as plot_density
 from dyntune.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
+from dyntune.plots.entropy import plot_entropy as plot_entropy
+from dyntune.plots.entropy import plot_entropy_coef as plot_entropy_coef
 from dyntune.plots.heads import plot_heads as plot_heads
 from dyntune.plots.recommendation import plot_recommendation as plot_recommendation
 from dyntune.plots.run import plot_run as plot_run
