@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2", "heads")
+NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2", "heads", "entropy")
 PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
@@ -822,6 +822,60 @@ def heads_judged(result: Record) -> str:
     return "\n\n".join([*parts, _origin(result["provenance"])])
 
 
+def frozen_lake(result: Record) -> str:
+    """What benchmarks/rl/frozen_lake.py measured: edges predicted and observed."""
+
+    def observed(found: Record) -> str:
+        if found["observed"] is None:
+            return "above the grid"
+        return f"{_digits(found['observed'])} ({found['log2_ratio']:+.2f})"
+
+    rows = [
+        [
+            f"{c['gamma']:g}",
+            f"{c['tau']:g}",
+            _digits(c["predicted"]),
+            observed(c["beside"]),
+            observed(c["uniform"]),
+            f"{c['ceiling']:.2g}",
+        ]
+        for c in result["cells"]
+    ]
+    head = ["discount", "entropy weight", "predicted edge", "observed, from beside (octaves off)"]
+    head += ["observed, from the uniform policy", "2 over theory's bound"]
+    said = "; ".join(
+        f"{name}: {s['within']} of {s['of']} within 0.3 octaves, the worst {s['worst']:.2f}"
+        for name, s in (
+            ("from beside the maximum", result["summary"]["beside"]),
+            ("from the uniform policy", result["summary"]["uniform"]),
+        )
+    )
+    return "\n\n".join([_table(head, rows), f"{said}.", _origin(result["provenance"])])
+
+
+def inner_loop(result: Record) -> str:
+    """What benchmarks/rl/inner_loop.py measured."""
+    s = result["summary"]
+    rise, far, flips = s["first_rise_ratio"], s["as_collected"], s["flips_above_edge"]
+    below = [f"{n} of {of}" for share, (n, of) in s["grows"].items() if float(share) < 1]
+    above = [f"{n} of {of}" for share, (n, of) in s["grows"].items() if float(share) > 1]
+    rows = [
+        [
+            "first rise of the loss over 2 / lambda_dir",
+            f"{rise['least']:.3f} to {rise['most']:.3f}, {rise['n']} policies",
+        ],
+        [
+            "the same at policies as collected",
+            f"{far['least']:.3g} and more, {far['n']} policies; {far['negative']} with negative curvature",
+        ],
+        ["sign of the top component flips above 2 / lambda_max", f"{flips[0]} of {flips[1]}"],
+        ["error of its factor abs(1 - eta lambda), at most", f"{100 * s['factor_error_above_edge']['worst']:.1f} %"],
+        ["it grows at 0.5, 0.8, 0.95 of the edge", ", ".join(below)],
+        ["it grows at 1.05, 1.2, 1.5 of the edge", ", ".join(above)],
+    ]
+    return "\n\n".join([_table(["PPO's inner loop on a fixed rollout", ""], rows), _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -844,6 +898,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "beta2-test": ("../beta2/results/judged-test", beta2_judged),
     "heads-tune": ("../heads/results/judged-tune", heads_judged),
     "heads-test": ("../heads/results/judged-test", heads_judged),
+    "frozen-lake": ("../rl/results/frozen_lake", frozen_lake),
+    "inner-loop": ("../rl/results/inner_loop", inner_loop),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from dyntune.errors import InvalidArgumentError
 from dyntune.plots.style import BLUE, INK, MUTED, ORANGE, label, new_axes, new_rows, tidy
@@ -18,6 +18,7 @@ __all__ = ["EntropyCoefData", "draw_entropy_coef", "entropy_coef_data", "plot_en
 
 _HEIGHT, _ROW = 3.2, 1.8  # inches
 _POINTS = 121
+_NARROW = 100.0  # a range of rates in which powers of ten alone are too few ticks
 _WIDEST = 1e3  # times the least critical rate: what lies above is drawn at that
 
 
@@ -87,22 +88,26 @@ def draw_entropy_coef(ax: Axes, data: EntropyCoefData) -> None:
     span = data.alphas[-1] - data.alphas[0]
     if data.stable is not None:
         ax.plot(data.stable, [data.lr] * 2, color=BLUE, linewidth=3.0, solid_capstyle="butt")
-    ax.axhline(data.lr, color=BLUE, linewidth=1.0, linestyle=(0, (4, 3)))
+    ends = data.alphas[0], data.alphas[-1]
+    ax.plot(ends, [data.lr] * 2, color=BLUE, linewidth=1.0, linestyle=(0, (4, 3)))
     end = data.alphas[-1] + 0.02 * span
     rate = cut(data.critical)[-1]
     apart = abs(math.log(rate / data.lr)) > 0.09 * math.log(2 * top / least) if rate > 0 else True
     if not math.isnan(rate):
         label(ax, end, rate, "critical", color=ORANGE, va="center" if apart else "bottom")
     label(ax, end, data.lr, "learning rate", color=BLUE, va="center" if apart else "top")
-    for alpha, text, shape, color in ((data.present, "in use", "x", INK), (data.value, "suggested", "o", BLUE)):
-        if alpha is not None and data.alphas[0] <= alpha <= data.alphas[-1]:
+    both = data.value is not None and data.present == data.value
+    marks = [(data.present, "in use", "x", INK), (data.value, "suggested", "o", BLUE)]
+    for alpha, text, shape, color in [(data.value, "in use, and suggested", "o", BLUE)] if both else marks:
+        if alpha is not None and ends[0] <= alpha <= ends[1]:
             ax.plot([alpha], [data.lr], marker=shape, color=color, markersize=6, clip_on=False)
-            below = text == "in use"
-            offset = (4.0, -9.0 if below else 9.0)
-            label(ax, alpha, data.lr, text, color=MUTED, va="center", ha="left", offset=offset)
-    ax.set_ylim(least / 1.6, top * 1.2)
+            label(ax, alpha, data.lr, text, color=MUTED, va="center", offset=(4.0, 10.0 if shape == "o" else -10.0))
+    ax.set_ylim(least / 2, top * 1.2)
     ax.set_xlim(data.alphas[0] - 0.02 * span, data.alphas[-1] + 0.24 * span)
-    ax.yaxis.set_major_locator(LogLocator(numticks=6))
+    ax.xaxis.set_major_locator(FixedLocator([x for x in MaxNLocator(nbins=5).tick_values(*ends) if x <= ends[1]]))
+    narrow = top / least < _NARROW
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: short_number(x)))
     ax.yaxis.set_minor_locator(NullLocator())
     tidy(ax, title=data.title, xlabel="entropy coefficient", ylabel="learning rate", grid="y")
 
@@ -145,9 +150,15 @@ def plot_entropy(
         ax.plot(steps, values, color=BLUE, linewidth=1.4)
         if i == 1:
             ax.axhline(0.0, color=MUTED, linewidth=0.8)
-        if i == 2:
+        if i < 2:
+            ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        else:  # a healthy run is thousands of times below
+            ax.set_yscale("log")
             ax.axhline(1.0, color=ORANGE, linewidth=1.0, linestyle=(0, (4, 3)))
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+            ax.yaxis.set_major_locator(LogLocator(numticks=5))
+            ax.yaxis.set_minor_locator(NullLocator())
+        reach = max(steps) - min(steps) or 1.0
+        ax.set_xlim(min(steps) - 0.03 * reach, max(steps) + 0.03 * reach)
         last = i == len(series) - 1
         tidy(ax, title="Entropy over training" if i == 0 else "", xlabel="steps" if last else "", ylabel=name, grid="y")
     return rows[0]

@@ -115,3 +115,16 @@ def test_bad_input() -> None:
     with pytest.raises(InvalidArgumentError, match="infinite logits"):
         mdp.soft_optimum(0.0)
     assert mdp.smoothness_bound(1.0) == pytest.approx((12 + 8 * math.log(3)) / 0.1**3)
+
+
+def test_the_benchmark_s_own_gradient_is_the_exact_one() -> None:
+    """benchmarks/rl/frozen_lake.py takes many tables at once, in NumPy."""
+    pytest.importorskip("gymnasium")
+    from benchmarks.rl.frozen_lake import gradient
+
+    mdp, logits = problem(0.9)
+    tables = torch.stack([logits, logits + 0.3 * torch.randn(5, 3, dtype=torch.float64)])
+    for found, table in zip(gradient(mdp, tables.numpy(), 0.2), tables, strict=True):
+        leaf = table.clone().requires_grad_()
+        (exact,) = torch.autograd.grad(mdp.value(leaf, 0.2), leaf)
+        assert torch.allclose(torch.from_numpy(found), exact, atol=1e-12)

@@ -1,0 +1,1 @@
+"""Entropy coefficients and learning rates against exact problems and real training."""
