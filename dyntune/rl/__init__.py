@@ -3,6 +3,7 @@
 from dyntune.rl.bandit import GaussianBandit as GaussianBandit
 from dyntune.rl.bandit import SoftmaxBandit as SoftmaxBandit
 from dyntune.rl.bandit import tanh_gaussian_entropy as tanh_gaussian_entropy
+from dyntune.rl.lqr import LQR as LQR
 from dyntune.rl.mdp import TabularMDP as TabularMDP
 from dyntune.rl.policy import Estimator as Estimator
 from dyntune.rl.policy import PolicyObjective as PolicyObjective
