@@ -750,7 +750,7 @@ def beta2_judged(result: Record) -> str:
     return "\n\n".join([_table(header, rows), said, _origin(result["provenance"])])
 
 
-def _percent(row: Record) -> str:
+def _group_share(row: Record) -> str:
     """A mean share over groups with its interval."""
     if not row.get("groups"):
         return ""
@@ -804,17 +804,17 @@ def heads_judged(result: Record) -> str:
         ["other models flagged", f"{flags['others flagged']} of {flags['others']}"],
     ]
     losses = [
-        [f"**{name}**" if name == "suggest_heads" else name, _percent(row), f"{100 * row['worst']:.1f} %"]
+        [f"**{name}**" if name == "suggest_heads" else name, _group_share(row), f"{100 * row['worst']:.1f} %"]
         for name, row in sorted(regrets["regret"].items(), key=lambda item: item[1]["mean"])
     ]
     parts = [_table(["failing rates, verdicts, flags", ""], facts)]
     if losses:
         paired = regrets["suggest_heads minus the default"]
-        losses.append(["any number of heads, suggest_lr", _percent(regrets["any number of heads, suggest_lr"]), ""])
+        losses.append(["any number of heads, suggest_lr", _group_share(regrets["any number of heads, suggest_lr"]), ""])
         text = f"{regrets['groups']} groups, three fresh seeds each. `suggest_heads` less 8 heads with `suggest_lr`: "
-        text += f"{_percent(paired['all'])} in all"
+        text += f"{_group_share(paired['all'])} in all"
         text += "".join(
-            f", {_percent(paired[name])} in the {paired[name]['groups']} {said}"
+            f", {_group_share(paired[name])} in the {paired[name]['groups']} {said}"
             for name, said in (("with an effect", "where head counts differ"), ("without", "where none was seen"))
             if paired[name].get("groups")
         )

@@ -54,8 +54,8 @@ class LQR:
         shapes = (self.a.shape, self.q.shape, self.noise.shape, self.r.shape)
         if shapes != ((n, n), (n, n), (n, n), (m, m)):
             raise InvalidArgumentError(
-                f"a, q, noise and r have shapes {', '.join(str(tuple(s)) for s in shapes)} with b of shape {(n, m)}: they "
-                "are (n, n), (n, n), (n, n) and (m, m)."
+                f"a, q, noise and r have shapes {', '.join(str(tuple(s)) for s in shapes)} with b of shape {(n, m)}: "
+                "they are (n, n), (n, n), (n, n) and (m, m)."
             )
         if not 0 <= self.sigma < math.inf:
             raise InvalidArgumentError(f"sigma={self.sigma}: the policy's noise has a standard deviation of 0 or more.")
@@ -101,7 +101,7 @@ class LQR:
     def hessian(self, gain: torch.Tensor) -> torch.Tensor:
         """Of the cost, shape (m n, m n)."""
         size = gain.numel()
-        found: torch.Tensor = torch.autograd.functional.hessian(self.cost, gain)
+        found: torch.Tensor = torch.autograd.functional.hessian(self.cost, gain)  # type: ignore[no-untyped-call]
         return found.reshape(size, size)
 
     def critical_lr(self, gain: torch.Tensor) -> float:
