@@ -36,10 +36,16 @@ class Landing:
         self._watching = self._in_iteration = False
         self._lands_after: bool | None = None  # whether observe() comes after step(); None: not known yet
         self._passes = 0
+        self._epoch, self._new_epoch = 0, False  # of a watched loader
 
     def restart(self) -> None:
         """Begin again at the session's step."""
         self.pending, self.open = Pending(), Step(self._session.number)
+
+    def pass_begins(self) -> None:
+        """A watched loader is iterated over from its start."""
+        self._epoch += 1
+        self._new_epoch = True
 
     def fetched(self, batch: Any) -> None:
         """A batch is handed to the loop."""
@@ -83,6 +89,9 @@ class Landing:
         for index in range(1, len(groups)):
             if (lr := groups[index]["lr"]) != first:
                 step.put(f"train/lr/{index}", kept_scalar(lr))
+        if self._new_epoch:
+            self._new_epoch = False
+            step.put("train/pass", float(self._epoch))
         if self._scaler is not None:
             self._count_skips(optimizer, step)
         return step

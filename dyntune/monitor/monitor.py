@@ -244,7 +244,13 @@ class Monitor:
         Returns:
             What to iterate over, any number of times.
         """
-        return Watched(loader, fetched=self._fetched, ratio=lambda: self._measuring.ratio, progress=progress)
+        return Watched(
+            loader,
+            begun=self._landing.pass_begins,
+            fetched=self._fetched,
+            ratio=lambda: self._measuring.ratio,
+            progress=progress,
+        )
 
     def observe(self, loss: Any = None, batch: Any = None, microbatches: Sequence[Any] | None = None) -> None:
         """Tell the monitor about a step, before or after ``optimizer.step()``: it lands on the same step.

@@ -17,6 +17,7 @@ __all__ = ["Recorder"]
 UNITS: Mapping[str, str] = {
     "train/loss": "loss",
     "train/skipped": "steps",
+    "train/pass": "passes",
     "grad/norm": "loss / parameter",
     "grad/log_rms": "ln(loss / parameter)",
     "activation/log_rms": "ln(activation)",

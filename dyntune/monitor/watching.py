@@ -20,6 +20,7 @@ class Watched(Generic[Batch]):
 
     Args:
         loader: The loader, whose iterator is made and advanced exactly as without a monitor.
+        begun: Called when the loader is iterated over from its start.
         fetched: Called with each batch before the loop gets it.
         ratio: The stability ratio for the bar; NaN while there is none.
         progress: Whether to show a bar; None: where the output is a terminal.
@@ -29,18 +30,20 @@ class Watched(Generic[Batch]):
         self,
         loader: Iterable[Batch],
         *,
+        begun: Callable[[], None],
         fetched: Callable[[Any], None],
         ratio: Callable[[], float],
         progress: bool | None,
     ) -> None:
         self.loader = loader
-        self._fetched, self._ratio, self._progress = fetched, ratio, progress
+        self._begun, self._fetched, self._ratio, self._progress = begun, fetched, ratio, progress
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         bar = self._bar()
+        self._begun()
         try:
             for batch in self.loader:
                 self._fetched(batch)
