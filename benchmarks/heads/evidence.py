@@ -4,7 +4,8 @@
 
 The batches are those of the brute force's trainings with fresh seeds, so that nothing is judged on what it has seen.
 Every group is appended at once to benchmarks/heads/.cache/evidence.jsonl, under a hash of its definition and of the
-code's version: it may be killed at any time. Half a minute for a small group, some three for a large one.
+code's version: it may be killed at any time. `--pack` writes results/evidence.json, which a machine without a cache
+goes on from. Half a minute for a small group, some three for a large one.
 """
 
 from __future__ import annotations
@@ -61,9 +62,39 @@ def asked(group: Group) -> dict[str, Any]:
     return found.to_dict() | {"seconds": round(time.process_time() - began, 1)}
 
 
+PACKED = HERE / "results" / "evidence.json"
+# What the judge and the trainings with fresh seeds read.
+KEPT = ("value", "verdict", "margin", "reason", "effects", "edges", "cost", "seconds")
+KEPT_OF_ROWS = (
+    "heads",
+    "head_dim",
+    "lr",
+    "critical_lr",
+    "own_critical_lr",
+    "loss",
+    "step_seconds",
+    "flags",
+    "admitted",
+)
+
+
+def pack() -> None:
+    """Write what is known, without what nothing reads."""
+    found = {
+        group: {name: told[name] for name in KEPT if name in told}
+        | {"table": [{name: row[name] for name in KEPT_OF_ROWS} for row in told["table"]]}
+        for group, told in known().items()
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(told, separators=(',', ':'))}" for name, told in sorted(found.items())]
+    PACKED.write_text(f'{{"version": {VERSION},\n "groups": {{\n' + ",\n".join(lines) + "\n}}\n")
+    print(f"{PACKED.name}: {PACKED.stat().st_size / 1e3:.0f} kB, {len(found)} groups")
+
+
 def known() -> dict[str, dict[str, Any]]:
     """Answers that were recorded for this version, by group; a line that a kill cut short is passed over."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    if PACKED.exists() and (packed := json.loads(PACKED.read_text()))["version"] == VERSION:
+        found |= packed["groups"]
     for line in FOUND.read_text().splitlines() if FOUND.exists() else []:
         try:
             row = json.loads(line)
@@ -79,7 +110,11 @@ def main() -> None:
     parser.add_argument("--half", choices=("tune", "test"))
     parser.add_argument("--only", metavar="GLOB", help="groups whose names match")
     parser.add_argument("--nice", type=int, default=10)
+    parser.add_argument("--pack", action="store_true", help=f"write {PACKED.name}")
     options = parser.parse_args()
+    if options.pack:
+        pack()
+        return
     os.nice(options.nice)
     torch.set_num_threads(1)
     there = known()

@@ -182,7 +182,17 @@ def _evidence(heads: int, head_dim: int | None, parameters: int, each: Found) ->
             if len(v) == seeds
         },
         course=None if each.course is None else _course(each.course),
+        curvature=_curvature(each, seeds),
     )
+
+
+def _curvature(each: Found, seeds: int) -> tuple[float, ...]:
+    """In the optimizer's scale where it has one; empty unless it was measured for every seed."""
+    for name in ("preconditioned lambda_max", "lambda_max"):
+        if name in each.measured:
+            found = each.measured[name]
+            return tuple(found) if len(found) == seeds else ()
+    return ()
 
 
 def _means(seeds: list[list[float]]) -> tuple[float, ...]:

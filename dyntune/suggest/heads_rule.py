@@ -8,6 +8,10 @@ with :math:`y_{h,s} = \log_2` of what the pilot of head count h and seed s found
 * *equivalent*: every 90% interval of d lies within the margin, a factor 1.25 either way (two one-sided tests at 5%);
 * *undecided*: neither.
 
+Pilots read a rate off a ramp, and agree to half an octave at best. Where curvature was measured after the common low
+warm-up, before the edge, the same test of :math:`\log_2 1 / \lambda` (of the preconditioned eigenvalue under Adam) may
+say *equivalent* where pilots say nothing; it never says *different*, since training fails far above that edge.
+
 A critical learning rate of its own for every head count would mostly be noise, so each is moved towards the mean of all
 by the share of the spread between counts that noise explains (James and Stein's estimator, positive part, of
 logarithms); of two or three counts, all the way.
@@ -61,6 +65,8 @@ MIN_HEAD_DIM, NARROW = 4, 32
 # Standard deviation, in octaves, of a rate read off a ramp of half octaves (dyntune.pilot.probe at the default budget):
 # seeds that fall on the same step agree no better than that.
 RESOLUTION = 0.5 / math.sqrt(12)
+# The same of an eigenvalue that is asked for to 5% (dyntune.suggest.heads_measure): uniform over that.
+SOLVED = math.log2(1.05) / math.sqrt(12)
 ALIKE = 0.01  # of what the best count gains in the short training: a loss so much higher is as good where seeds agree
 # exp(-30) is 1e-13: a key that is 30 ahead of the others has all the mass in float32, and the softmax no gradient.
 HOT_LOGIT = 30.0
@@ -108,6 +114,7 @@ class HeadEvidence:
         saved_bytes: That the backward pass needs.
         by_head: By name and attention module, one number for each head: means over seeds.
         course: Attention along the short training of the first seed.
+        curvature: Largest eigenvalue before the edge, in the optimizer's scale, seed by seed; empty if not measured.
     """
 
     heads: int
@@ -123,6 +130,7 @@ class HeadEvidence:
     saved_bytes: int | None = None
     by_head: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     course: HeadCourse | None = None
+    curvature: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +185,7 @@ class Heads:
         reason: Why the status is what it is, and what decided.
         margin: Factor either way within which critical rates count as equal.
         effects: By head count, its critical rate over the mean of all counts, with the interval of the test.
+        edges: The same of the edge that curvature gives, 1 / lambda; empty where that was not measured.
         checks: What was verified, in words.
         cost: Gradient-equivalents spent.
     """
@@ -188,6 +197,7 @@ class Heads:
     reason: str
     margin: float
     effects: Mapping[int, Estimate]
+    edges: Mapping[int, Estimate] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
     cost: float = 0.0
 
@@ -239,6 +249,9 @@ class Heads:
             lines += [f"    {name}: {short_number(value)}" for name, value in row.measured.items()]
         lines.append(f"critical rate over the mean of all (equal within a factor {self.margin:g}):")
         lines += [f"  {heads} heads: {estimate_text(effect)}" for heads, effect in self.effects.items()]
+        if self.edges:
+            lines.append("edge by curvature, before training reaches it, over the mean of all:")
+            lines += [f"  {heads} heads: {estimate_text(edge)}" for heads, edge in self.edges.items()]
         lines += [f"check: {check}" for check in self.checks]
         lines.append(f"cost: {self.cost:.0f} gradient-equivalents")
         lines += [f"source: {source}" for source in SOURCES]
@@ -283,6 +296,7 @@ class Heads:
             "margin": self.margin,
             "table": rows,
             "effects": {str(heads): effect.to_dict() for heads, effect in self.effects.items()},
+            "edges": {str(heads): edge.to_dict() for heads, edge in self.edges.items()},
             "checks": list(self.checks),
             "cost": self.cost,
         }
@@ -360,6 +374,9 @@ def heads_rule(
     """
     _check(evidence, margin)
     effects, verdict = _effects(evidence, margin)
+    edges, by_curvature = _edges(evidence, margin)
+    if verdict == "undecided" and by_curvature == "equivalent":
+        verdict = by_curvature
     shrunk = _shrunk(evidence)
     narrowest = MIN_HEAD_DIM if min_head_dim is None else min_head_dim
     admitted = [row for row in evidence if row.head_dim is None or row.head_dim >= narrowest]
@@ -379,6 +396,7 @@ def heads_rule(
         reason=why if value is None else f"{why}. The choice has not been judged against brute force",
         margin=margin,
         effects=effects,
+        edges=edges,
         checks=checks,
         cost=cost,
     )
@@ -411,21 +429,24 @@ def _logs(evidence: Sequence[HeadEvidence]) -> tuple[list[HeadEvidence], np.ndar
     return known, np.log2(np.array([row.max_stable for row in known])) if known else np.empty((0, 0))
 
 
-def paired_effects(apart: Mapping[_Choice, Sequence[float]], margin: float) -> tuple[dict[_Choice, Estimate], Verdict]:
+def paired_effects(
+    apart: Mapping[_Choice, Sequence[float]], margin: float, *, resolution: float = RESOLUTION
+) -> tuple[dict[_Choice, Estimate], Verdict]:
     """What each choice does to the critical rate, and the verdict.
 
     Args:
         apart: By choice, log2 of its critical rate over the mean of all, seed by seed.
         margin: Factor within which rates count as equal.
+        resolution: Standard deviation, in octaves, below which seeds agree by chance only.
     """
     if len(apart) < 2:
         return {}, "undecided"
     effects: dict[_Choice, Estimate] = {}
     equal, different = True, False
     for choice, d in apart.items():
-        mean, low, high = _interval(d, EQUIVALENCE)
+        mean, low, high = _interval(d, EQUIVALENCE, resolution)
         equal &= -math.log2(margin) <= low and high <= math.log2(margin)
-        _, first, last = _interval(d, 1 - (1 - LEVEL) / len(apart))
+        _, first, last = _interval(d, 1 - (1 - LEVEL) / len(apart), resolution)
         different |= first > 0 or last < 0
         effects[choice] = Estimate(
             value=2**mean,
@@ -446,6 +467,21 @@ def _effects(evidence: Sequence[HeadEvidence], margin: float) -> tuple[dict[int,
         return {}, "undecided"
     apart = logs - logs.mean(axis=0)
     return paired_effects({row.heads: d.tolist() for row, d in zip(known, apart, strict=True)}, margin)
+
+
+def _edges(evidence: Sequence[HeadEvidence], margin: float) -> tuple[dict[int, Estimate], Verdict]:
+    """The test of the edges that curvature gives; undecided unless every count has one for every seed."""
+    seeds = {len(row.curvature) for row in evidence}
+    if len(evidence) < 2 or seeds == {0} or len(seeds) != 1:
+        return {}, "undecided"
+    values = np.array([row.curvature for row in evidence])
+    if not (np.isfinite(values) & (values > 0)).all():
+        return {}, "undecided"
+    logs = -np.log2(values)
+    apart = logs - logs.mean(axis=0)
+    return paired_effects(
+        {row.heads: d.tolist() for row, d in zip(evidence, apart, strict=True)}, margin, resolution=SOLVED
+    )
 
 
 def _shrunk(evidence: Sequence[HeadEvidence]) -> dict[int, float]:
@@ -544,15 +580,15 @@ def geometric(values: Sequence[float]) -> Estimate:
     )
 
 
-def _interval(octaves: Sequence[float], level: float) -> tuple[float, float, float]:
-    """Student's, of a deviation that is not below the resolution of the ramps."""
+def _interval(octaves: Sequence[float], level: float, resolution: float = RESOLUTION) -> tuple[float, float, float]:
+    """Student's, of a deviation that is not below the resolution."""
     mean, low, high = student_interval(octaves, level)
     count = len(octaves)
-    if count < 2 or float(np.std(octaves, ddof=1)) >= RESOLUTION:
+    if count < 2 or float(np.std(octaves, ddof=1)) >= resolution:
         return mean, low, high
     from scipy.special import stdtrit
 
-    half = float(stdtrit(count - 1, (1 + level) / 2)) * RESOLUTION / math.sqrt(count)
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * resolution / math.sqrt(count)
     return mean, mean - half, mean + half
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -180,3 +181,41 @@ def test_bad_input() -> None:
         heads_rule([row(1), row(2, lr=(0.1,))])
     with pytest.raises(InvalidArgumentError, match="margin=1"):
         heads_rule([row(1)], margin=1.0)
+
+
+def test_curvature_may_say_equivalent_where_pilots_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+
+    def rows(spread: float, *, effects: list[float] | None = None) -> list[HeadEvidence]:
+        found = drawn(rng, effects or [0.0] * 4, noise=1.0)
+        shared = rng.standard_normal(3)
+        lambdas = 2.0 ** (shared + spread * np.arange(4)[:, None] + 0.02 * rng.standard_normal((4, 3)))
+        return [dataclasses.replace(r, curvature=tuple(x.tolist())) for r, x in zip(found, lambdas, strict=True)]
+
+    found = heads_rule(rows(0.0))
+    assert found.verdict == "equivalent"
+    assert set(found.edges) == {1, 2, 4, 8}
+    assert "edge by curvature" in found.explain()
+    assert heads_rule(rows(0.5)).verdict == "undecided"  # it never says different
+    apart = heads_rule(drawn(rng, [3.0, 0.0, 0.0, -3.0], noise=0.1))
+    assert apart.verdict == "different"
+    both = [dataclasses.replace(r, curvature=(1.0,) * 3) for r in drawn(rng, [3.0, 0.0, 0.0, -3.0], noise=0.1)]
+    assert heads_rule(both).verdict == "different"  # nor takes it back
+    missing = rows(0.0)
+    missing[1] = dataclasses.replace(missing[1], curvature=())
+    assert heads_rule(missing).edges == {}
+    missing[1] = dataclasses.replace(missing[1], curvature=(1.0, math.nan, 1.0))
+    assert heads_rule(missing).edges == {}
+
+
+def test_equivalent_by_curvature_is_rarely_said_of_what_lies_at_the_margin() -> None:
+    rng = np.random.default_rng(3)
+    edge = math.log2(1.25)
+    wrong = 0
+    for _ in range(500):
+        found = drawn(rng, [0.0] * 3, noise=1.0)
+        noise = rng.standard_normal(3) + 0.1 * rng.standard_normal((3, 3))
+        lambdas = 2.0 ** (np.array([[edge], [-edge / 2], [-edge / 2]]) + noise)
+        rows = [dataclasses.replace(r, curvature=tuple(x.tolist())) for r, x in zip(found, lambdas, strict=True)]
+        wrong += heads_rule(rows).verdict == "equivalent"
+    assert wrong / 500 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
