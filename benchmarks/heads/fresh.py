@@ -5,7 +5,8 @@
 For every group that evidence.py has asked about and that the brute force has finished with one seed at least: the
 (heads, learning rate) of `suggest_heads`; the pair with the lowest loss in the brute force, a mean over its seeds; the
 learning rate that `suggest_heads` measured for the default number of heads, which is what `suggest_lr` says there; and
-placebos. Winners of a noisy grid are never judged on the runs that chose them. Appends to .cache/fresh.jsonl.
+placebos. Winners of a noisy grid are never judged on the runs that chose them. Appends to .cache/fresh.jsonl; `--pack`
+writes results/fresh.json, which a machine without a cache goes on from.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.heads.workloads import FRESH_SEEDS, HEADS, Cell, Group, groups
 from benchmarks.lr.search import Store, lr_of
 
 FRESH = Path(__file__).resolve().parent / ".cache" / "fresh.jsonl"
+PACKED = Path(__file__).resolve().parent / "results" / "fresh.json"
 DEFAULT = 8  # torch.nn.Transformer's nhead
 Pair = tuple[int, float]  # heads, learning rate
 Trained = dict[tuple[str, int, float, int], list[float]]  # group, heads, learning rate, seed -> Run as a list
@@ -85,6 +87,8 @@ def compared(group: Group, told: dict[str, Any], store: Store) -> dict[str, Pair
 def trained() -> Trained:
     """What is recorded; a line that a kill cut short is passed over."""
     found: Trained = {}
+    if PACKED.exists() and (packed := json.loads(PACKED.read_text()))["version"] == VERSION:
+        found |= {(group, heads, lr, seed): run for group, heads, lr, seed, run in packed["runs"]}
     for line in FRESH.read_text().splitlines() if FRESH.exists() else []:
         try:
             row = json.loads(line)
@@ -93,6 +97,15 @@ def trained() -> Trained:
         if row["version"] == VERSION:
             found[row["group"], row["heads"], row["lr"], row["seed"]] = row["run"]
     return found
+
+
+def pack() -> None:
+    """Write what is known."""
+    rows = [json.dumps([*key, run], separators=(",", ":")) for key, run in sorted(trained().items())]
+    about = "[group, heads, learning rate, seed, [initial, final, val, steps, largest logit]]; null: not finite"
+    text = f'{{"version": {VERSION},\n "about": {json.dumps(about)},\n "runs": [\n' + ",\n".join(rows) + "\n]}\n"
+    PACKED.write_text(text)
+    print(f"{PACKED.name}: {len(rows)} runs")
 
 
 def work(task: tuple[Group, int, float, int]) -> str:
@@ -120,7 +133,11 @@ def main() -> None:
     parser.add_argument("--half", choices=("tune", "test"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--nice", type=int, default=10)
+    parser.add_argument("--pack", action="store_true", help=f"write {PACKED.name}")
     options = parser.parse_args()
+    if options.pack:
+        pack()
+        return
     unpack()
     store, there, asked = Store(RUNS, Run), trained(), evidence.known()  # type: ignore[type-var]
     tasks = [
