@@ -876,6 +876,27 @@ def inner_loop(result: Record) -> str:
     return "\n\n".join([_table(["PPO's inner loop on a fixed rollout", ""], rows), _origin(result["provenance"])])
 
 
+def affine(result: Record) -> str:
+    """What benchmarks/rl/affine.py measured."""
+    rows = [
+        [
+            f"{name} (n = {row['n']}, {row['runs']} runs)",
+            f"{row['joint']:.0f}",
+            *(f"{row['products'][key]:.0f}" for key in ("independent", "warm", "oracle", "oracle, warm")),
+            f"1/{1 / row['worst_share']['independent']:.1f}",
+            f"{row['within']['largest']} and {row['within']['smallest']} of {row['asked']}",
+            f"{100 * row['worst_error']['largest']:.2g} % and {100 * row['worst_error']['smallest']:.2g} %",
+            f"{row['bracket_misses']} of {2 * row['asked']}",
+        ]
+        for name, row in result["summary"].items()
+    ]
+    head = ["pair", "joint, products", "independent", "warm", "oracle", "oracle, warm", "worst share of independent"]
+    head += ["within 0.5 % and 2 %", "worst error", "brackets that miss"]
+    shares = [run["share"]["independent"] for run in result["runs"]]
+    said = f"{sum(share <= 1 / 8 for share in shares)} of {len(shares)} runs took an eighth of the products or less."
+    return "\n\n".join([_table(head, rows), said, _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -900,6 +921,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "heads-test": ("../heads/results/judged-test", heads_judged),
     "frozen-lake": ("../rl/results/frozen_lake", frozen_lake),
     "inner-loop": ("../rl/results/inner_loop", inner_loop),
+    "affine": ("../rl/results/affine", affine),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 

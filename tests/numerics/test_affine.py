@@ -61,6 +61,38 @@ def test_both_ends_for_every_alpha_from_one_space(seed: int, make: Callable[[int
     assert found.num_products <= independent / 8
 
 
+@pytest.mark.parametrize("seed", [515, 518, 528, 538])
+def test_a_first_eigenvalue_hidden_behind_the_second_is_found(seed: int) -> None:
+    """No gap: residuals of 0.004 to 0.02 at a value that is the second's, 1% off."""
+    a, b = bulk(200, seed), 2 * bulk(200, 1000 + seed)
+    found = affine_spectrum(OperatorPair(DenseOperator(a), DenseOperator(b)), seed=seed)
+    for alpha in ALPHAS[::5]:
+        truth = dense(a, b, float(alpha))
+        assert found.at(float(alpha)).value == pytest.approx(truth[-1], rel=5e-3)
+        assert found.at(float(alpha), "smallest").value == pytest.approx(truth[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smaller_end_is_measured_relative_to_itself(seed: int, sign: float) -> None:
+    """As in policies that have learned a little: one end stands out, the other is the edge of a bulk beside zero."""
+    g = torch.Generator().manual_seed(seed)
+
+    def make(spread: float) -> torch.Tensor:
+        q = torch.linalg.qr(torch.randn(300, 300, generator=g, dtype=torch.float64))[0]
+        values = spread * 0.03 * torch.randn(300, generator=g, dtype=torch.float64)
+        values[:3] = spread * torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
+        return sign * q @ torch.diag(values) @ q.T
+
+    a, b = make(1.0), make(0.5)
+    found = affine_spectrum(OperatorPair(DenseOperator(a), DenseOperator(b)), seed=seed)
+    for alpha in ALPHAS[::5]:
+        truth = dense(a, b, float(alpha))
+        # The tolerances are the ends' own, whichever of the two is the larger.
+        assert found.at(float(alpha)).value == pytest.approx(truth[-1], rel=5e-3)
+        assert found.at(float(alpha), "smallest").value == pytest.approx(truth[0], rel=2e-2)
+
+
 def test_a_crossing_of_eigenvalues_is_seen() -> None:
     """Two straight lines: the largest has a kink where they cross, the slope jumps."""
     a, b = (
@@ -115,7 +147,13 @@ def test_no_b_and_tiny_problems() -> None:
 
 def test_bad_input() -> None:
     pair = OperatorPair(DenseOperator(torch.eye(3)), DenseOperator(torch.eye(3)))
-    for options in ({"alphas": (1.0, 0.0)}, {"alphas": (0.0, float("inf"))}, {"rtol": 0.0}, {"max_products": 3}):
+    for options in (
+        {"alphas": (1.0, 0.0)},
+        {"alphas": (0.0, float("inf"))},
+        {"rtol": 0.0},
+        {"smallest_rtol": 1.0},
+        {"max_products": 3},
+    ):
         with pytest.raises(InvalidArgumentError):
             affine_spectrum(pair, **options)
     with pytest.raises(InvalidArgumentError, match="between 0"):
