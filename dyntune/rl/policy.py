@@ -23,15 +23,17 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from dyntune.errors import InvalidArgumentError, NonFiniteError
+from dyntune.errors import InvalidArgumentError, NonFiniteError, StaleOperatorError
 from dyntune.numerics.affine import AffineFamily
+from dyntune.numerics.random import stream_seed
 from dyntune.numerics.vectors import VectorSpace
 from dyntune.objective.context import differentiable_twice, unwrap
 from dyntune.objective.parameters import ParameterSelection, select_parameters
+from dyntune.objective.state import own_generators, preserved_state, seed_all
 
 __all__ = ["Estimator", "PolicyObjective"]
 
-Estimator: TypeAlias = Literal["ratio", "loaded-dice", "exact"]
+Estimator: TypeAlias = Literal["ratio", "dice", "loaded-dice", "exact"]
 Losses: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 # (policy, observations, actions) -> log-probabilities (N,), entropies (N,) or None
 Evaluate: TypeAlias = Callable[[Any, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -43,7 +45,8 @@ ADVANTAGE_EPS = 1e-8
 class PolicyObjective:
     """(policy loss, mean entropy) as functions of a policy's parameters, on a fixed batch.
 
-    Make one of a batch with :meth:`of_batch`; this constructor is for losses of your own.
+    Make one of a batch with :meth:`of_batch`; this constructor is for losses of your own. Measuring leaves parameters,
+    buffers, ``.grad`` and random states as they are; dropout's masks are the same at every evaluation.
 
     Args:
         policy: The module whose parameters move.
@@ -52,6 +55,7 @@ class PolicyObjective:
             takes care of a value network of its own; a shared body stays.
         estimator: What the loss is, for the record.
         batch: More about the batch, for whoever reads it.
+        seed: Of dropout's masks and whatever else the forward pass draws.
 
     Attributes:
         parameters: By name, those that are measured.
@@ -70,11 +74,13 @@ class PolicyObjective:
         params: ParameterSelection = None,
         estimator: Estimator = "exact",
         batch: dict[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         self.policy, self._losses, self.estimator, self.batch = unwrap(policy), losses, estimator, batch or {}
+        self._seed = seed
         chosen = select_parameters(self.policy, params)
         self._device = next(iter(chosen.values())).device
-        with differentiable_twice(self.policy, self._device):
+        with self._measuring():
             loss, entropy = self.losses()
             reached = [_gradients(x, list(chosen.values()), graph=False) for x in (loss, entropy)]
         used = [name for i, name in enumerate(chosen) if any(g[i] is not None for g in reached)]
@@ -92,12 +98,15 @@ class PolicyObjective:
         actions: torch.Tensor,
         advantages: torch.Tensor,
         *,
-        estimator: Literal["ratio", "loaded-dice"] = "ratio",
+        estimator: Literal["ratio", "dice", "loaded-dice"] = "ratio",
         normalize: bool = True,
         mask: torch.Tensor | None = None,
         starts: torch.Tensor | None = None,
         discount: float = 1.0,
+        rewards: torch.Tensor | None = None,
+        gamma: float = 1.0,
         params: ParameterSelection = None,
+        seed: int = 0,
     ) -> PolicyObjective:
         """The objective of a batch of transitions.
 
@@ -109,22 +118,27 @@ class PolicyObjective:
             actions: N of them.
             advantages: Shape (N,).
             estimator: ``"ratio"``: what PPO descends, its Hessian exact for one-step problems. ``"loaded-dice"``: the
-                Hessian of the return itself, for transitions in order of time; noisier.
+                Hessian of the return itself, for transitions in order of time; noisier. ``"dice"``: the same from
+                rewards, without advantages to lower the noise, which is large.
             normalize: Whether to centre and scale the advantages, with statistics that are held still.
             mask: Which of the N count, as of tokens; shape (N,), bool.
-            starts: Whether each transition is the first of its episode, for ``"loaded-dice"``. Shape (N,), bool.
+            starts: Whether each transition is the first of its episode, for both DiCE. Shape (N,), bool.
             discount: Of dependencies on earlier actions in Loaded DiCE, in (0, 1]: 1 is unbiased.
+            rewards: Of each transition, for ``"dice"``: taken as they are, not normalised. Shape (N,).
+            gamma: Discount of the return, in (0, 1]: both DiCE weigh step t of an episode by its t-th power. With 1
+                steps count alike, as those of a batch do in PPO.
             params: See :class:`PolicyObjective`.
+            seed: See :class:`PolicyObjective`.
 
         Raises:
             InvalidArgumentError: A log-probability surrogate was asked for, or shapes that do not fit.
         """
-        if estimator not in ("ratio", "loaded-dice"):
+        if estimator not in ("ratio", "dice", "loaded-dice"):
             why = (
                 ' "log-prob", the surrogate of A2C, has a wrong Hessian (zero for a table of logits and exact '
                 'advantages); "ratio" has the same gradient at the present policy and is right for A2C, too.'
             )
-            raise InvalidArgumentError(f'estimator={estimator!r}: choose "ratio" or "loaded-dice".{why}')
+            raise InvalidArgumentError(f'estimator={estimator!r}: choose "ratio", "dice" or "loaded-dice".{why}')
         count = len(advantages)
         if advantages.shape != (count,) or count == 0 or len(actions) != count:
             raise InvalidArgumentError(
@@ -137,13 +151,21 @@ class PolicyObjective:
             raise InvalidArgumentError(
                 f"mask has shape {tuple(keep.shape)} and {int(keep.sum())} that count, of {count}."
             )
-        if estimator == "loaded-dice" and (starts is None or len(starts) != count or not bool(starts[0])):
+        if estimator != "ratio" and (starts is None or len(starts) != count or not bool(starts[0])):
             raise InvalidArgumentError(
-                'estimator="loaded-dice" needs starts=: whether each transition is the first of its episode, in order '
+                f"estimator={estimator!r} needs starts=: whether each transition is the first of its episode, in order "
                 "of time; the first one is."
             )
-        if not 0 < discount <= 1:
-            raise InvalidArgumentError(f"discount={discount}: dependencies are discounted by a factor in (0, 1].")
+        if (estimator == "dice") != (rewards is not None) or (rewards is not None and rewards.shape != (count,)):
+            given = None if rewards is None else tuple(rewards.shape)
+            raise InvalidArgumentError(
+                f'estimator={estimator!r} with rewards of shape {given}: "dice" is made of one reward for each action, '
+                "the others of advantages alone."
+            )
+        if not 0 < discount <= 1 or not 0 < gamma <= 1:
+            raise InvalidArgumentError(
+                f"discount={discount}, gamma={gamma}: dependencies and steps are discounted by factors in (0, 1]."
+            )
         weights = advantages.detach()
         if normalize and int(keep.sum()) > 1:
             kept = weights[keep]
@@ -156,20 +178,33 @@ class PolicyObjective:
                     f"evaluate returned log-probabilities of shape {tuple(log_prob.shape)}, not ({count},): sum over "
                     "the dimensions of an action."
                 )
-            return -_surrogate(log_prob, weights, keep, starts, estimator, discount), _mean(entropy, keep)
+            if estimator == "ratio":
+                return -_ratio(log_prob, weights, keep), _mean(entropy, keep)
+            assert starts is not None
+            worth = _discounted(weights if rewards is None else rewards.detach(), starts, gamma)
+            return -_dice(log_prob, worth, keep, starts, None if estimator == "dice" else discount), _mean(
+                entropy, keep
+            )
 
         batch = {"count": int(keep.sum()), "advantages": weights, "keep": keep, "evaluate": evaluate}
         batch |= {"observations": observations, "actions": actions}
-        return cls(policy, losses, params=params, estimator=estimator, batch=batch)
+        return cls(policy, losses, params=params, estimator=estimator, batch=batch, seed=seed)
 
     def __call__(self) -> tuple[float, float]:
         """The policy loss, and the mean entropy in nats."""
-        with torch.no_grad():
+        with self._measuring(), torch.no_grad():
             loss, entropy = self.losses()
         return float(loss), float(entropy)
 
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """For one forward pass and what is derived from it: nothing of the policy's changes, and it repeats."""
+        with preserved_state(self.policy), differentiable_twice(self.policy, self._device):
+            seed_all(stream_seed(self._seed), own_generators(self.policy))
+            yield
+
     def losses(self) -> Losses:
-        """Both, with graphs."""
+        """Both, with graphs, as the policy is: buffers and random states move as in any forward pass."""
         loss, entropy = self._losses(self.policy)
         for name, value in (("policy loss", loss), ("mean entropy", entropy)):
             if value.numel() != 1:
@@ -181,7 +216,7 @@ class PolicyObjective:
     def gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Of the policy loss and of the mean entropy, in the shapes of the parameters."""
         tensors = list(self.parameters.values())
-        with differentiable_twice(self.policy, self._device):
+        with self._measuring():
             loss, entropy = self.losses()
             found = [_filled(_gradients(x, tensors, graph=False), tensors) for x in (loss, entropy)]
         return found[0], found[1]
@@ -192,18 +227,28 @@ class PolicyObjective:
         Args:
             scale: Diagonal P of an optimizer's preconditioner, in the shapes of the parameters: then
                 :math:`P^{-1/2} (A + \alpha B) P^{-1/2}`, with P held still.
+
+        Raises:
+            StaleOperatorError: While a session is open: a parameter was changed, so that products would mix two points.
         """
         tensors = list(self.parameters.values())
         roots = None if scale is None else [s.detach().rsqrt() for s in scale]
 
         @contextmanager
         def session() -> Iterator[Callable[[Sequence[torch.Tensor]], tuple[list[torch.Tensor], list[torch.Tensor]]]]:
-            with differentiable_twice(self.policy, self._device):
+            with self._measuring():
+                versions = [t._version for t in tensors]
                 loss, entropy = self.losses()
                 first = _gradients(loss, tensors, graph=True)
                 second = _gradients(-entropy, tensors, graph=True)
 
                 def product(vector: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+                    for (name, p), version in zip(self.parameters.items(), versions, strict=True):
+                        if p._version != version:
+                            raise StaleOperatorError(
+                                f"parameter {name!r} was changed while the family's session was open: its products "
+                                "would mix two points. Finish measuring before optimizer.step(), or measure a copy."
+                            )
                     v = list(vector) if roots is None else [x * r for x, r in zip(vector, roots, strict=True)]
                     found = [_product(g, v, tensors) for g in (first, second)]
                     if roots is not None:
@@ -242,7 +287,7 @@ class PolicyObjective:
             raise InvalidArgumentError(
                 "cov(log pi, A) is of a batch: make the objective with PolicyObjective.of_batch."
             )
-        with torch.no_grad():
+        with self._measuring(), torch.no_grad():
             log_prob = batch["evaluate"](self.policy, batch["observations"], batch["actions"])[0]
         x, y = log_prob[batch["keep"]].double(), batch["advantages"][batch["keep"]].double()
         return float(((x - x.mean()) * (y - y.mean())).mean())
@@ -253,32 +298,42 @@ def _mean(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return values[keep].mean() if values.shape == keep.shape else values.mean()
 
 
-def _surrogate(
-    log_prob: torch.Tensor,
-    weights: torch.Tensor,
-    keep: torch.Tensor,
-    starts: torch.Tensor | None,
-    estimator: str,
-    discount: float,
+def _ratio(log_prob: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What PPO ascends, unclipped and at ratio one: a mean over what counts."""
+    ratio = torch.exp(log_prob - log_prob.detach())
+    return (weights.to(log_prob) * ratio)[keep].mean()
+
+
+def _discounted(weights: torch.Tensor, starts: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Each weight times gamma to the power of its place in the episode."""
+    places = torch.arange(len(starts), device=starts.device)
+    first = torch.where(starts.bool(), places, 0).cummax(0).values
+    return weights * gamma ** (places - first).to(weights)
+
+
+def _dice(
+    log_prob: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor, starts: torch.Tensor, discount: float | None
 ) -> torch.Tensor:
-    """What is to be ascended: a mean over what counts."""
-    weights = weights.to(log_prob)
-    if estimator == "ratio":
-        ratio = torch.exp(log_prob - log_prob.detach())
-        return (weights * ratio)[keep].mean()
-    assert starts is not None
+    r"""What DiCE ascends, as a mean over what counts; Loaded DiCE where dependencies have a discount.
+
+    The magic box of a set of actions is the product of their ratios, one in value. DiCE weighs a reward with that of
+    all actions up to it; Loaded DiCE an advantage with what its own action adds to that of the actions before it.
+    """
     counted = torch.where(keep, log_prob, torch.zeros_like(log_prob))
     through, before = [], []
     running = log_prob.new_zeros(())
-    for t in range(len(log_prob)):
-        earlier = log_prob.new_zeros(()) if bool(starts[t]) else discount * running
-        running = earlier + counted[t]
+    first = starts.tolist()
+    for t, own in enumerate(counted.unbind()):
+        earlier = log_prob.new_zeros(()) if first[t] else (1.0 if discount is None else discount) * running
+        running = earlier + own
         before.append(earlier)
         through.append(running)
     w, v = torch.stack(through), torch.stack(before)
-    boxes = torch.exp(w - w.detach()) - torch.exp(v - v.detach())
-    # The magic boxes have value zero together: the surrogate's own value is put back, its derivatives are theirs.
-    return (weights * (boxes + 1.0))[keep].mean()
+    boxes = torch.exp(w - w.detach())
+    if discount is not None:
+        # The two boxes cancel in value: the surrogate's own is put back, derivatives are theirs.
+        boxes = boxes - torch.exp(v - v.detach()) + 1.0
+    return (weights.to(log_prob) * boxes)[keep].mean()
 
 
 def _gradients(value: torch.Tensor, tensors: Sequence[torch.Tensor], *, graph: bool) -> list[torch.Tensor | None]:

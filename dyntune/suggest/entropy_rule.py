@@ -104,7 +104,7 @@ class EntropyCoefficient:
         balance: Coefficient at which the entropy stands still to first order; NaN where it has no gradient.
         slope: How the largest eigenvalue changes with the coefficient, at the one in use: negative where more entropy
             raises the critical rate.
-        estimator: What the policy loss is: ``"ratio"``, ``"loaded-dice"`` or ``"exact"``.
+        estimator: What the policy loss is: ``"ratio"``, ``"dice"``, ``"loaded-dice"`` or ``"exact"``.
         linear: Whether the entropy is linear in the parameters: no coefficient moves the critical rate then.
         covariance: cov(log pi, A); None without a batch.
         clip_factor: By which a global clip shortens the gradient; None where there is none.

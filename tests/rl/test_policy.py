@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from dyntune.errors import InvalidArgumentError, NonFiniteError
+from dyntune.errors import InvalidArgumentError, NonFiniteError, StaleOperatorError
 from dyntune.numerics.affine import affine_spectrum
 from dyntune.numerics.vectors import VectorSpace
 from dyntune.rl import PolicyObjective, SoftmaxBandit, TabularMDP
@@ -149,6 +149,175 @@ def test_loaded_dice_is_the_return_s_hessian_where_the_ratio_is_not() -> None:
     assert float((found["ratio"] - exact).norm() / exact.norm()) > 0.02
 
 
+def test_dice_and_loaded_dice_are_the_discounted_return_s_hessian() -> None:
+    """Every trajectory of three steps, with a discount: rewards for DiCE, exact advantages for Loaded DiCE."""
+    mdp, logits, horizon = horizon_problem()
+    p, gamma, pi = mdp.transitions, 0.7, torch.softmax(logits, -1)
+
+    def expected(x: torch.Tensor) -> torch.Tensor:
+        policy, d, total = torch.softmax(x, -1), mdp.start, torch.zeros(()).double()
+        for t in range(horizon):
+            total = total + gamma**t * (d[:, None] * policy * mdp.rewards).sum()
+            d = torch.einsum("s,sa,sat->t", d, policy, p)
+        return total
+
+    values, advantages = torch.zeros(2).double(), []
+    for _ in range(horizon):  # backwards: Q - V with so many steps to go
+        q = mdp.rewards + gamma * torch.einsum("sat,t->sa", p, values)
+        values = (pi * q).sum(-1)
+        advantages.insert(0, q - values[:, None])
+
+    def of(policy: Any, states: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = Categorical(logits=policy.logits[states])
+        return rows.log_prob(actions), rows.entropy()
+
+    found = {"dice": torch.zeros(4, 4).double(), "loaded-dice": torch.zeros(4, 4).double()}
+    slopes = {name: torch.zeros(2, 2).double() for name in found}
+    starts = torch.tensor([True, False, False])
+    for path in itertools.product(*[range(2)] * (2 * horizon)):
+        states, actions = torch.tensor(path[:horizon]), torch.tensor(path[horizon:])
+        weight = float(mdp.start[states[0]] * pi[states, actions].prod())
+        weight *= float(p[states[:-1], actions[:-1], states[1:]].prod())
+        exact = torch.stack([advantages[t][states[t], actions[t]] for t in range(horizon)])
+        for name in found:
+            objective = PolicyObjective.of_batch(
+                Table(logits),
+                of,
+                states,
+                actions,
+                exact,
+                estimator=name,  # type: ignore[arg-type]
+                starts=starts,
+                rewards=mdp.rewards[states, actions] if name == "dice" else None,
+                gamma=gamma,
+                normalize=False,
+            )
+            assert objective.estimator == name
+            found[name] -= weight * horizon * dense(objective.family())[0]
+            slopes[name] -= weight * horizon * objective.gradients()[0][0]
+    leaf = logits.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(expected(leaf), leaf)
+    hessian = torch.autograd.functional.hessian(expected, logits).reshape(4, 4)
+    for name, matrix in found.items():
+        assert torch.allclose(slopes[name], slope, atol=1e-10)
+        assert torch.allclose(matrix, hessian, atol=1e-10)
+
+
+def test_loaded_dice_without_dependencies_is_the_ratio_form() -> None:
+    policy, x, actions, advantages = batch()
+    ratio = PolicyObjective.of_batch(policy, evaluate, x, actions, advantages)
+    starts = torch.arange(64) % 16 == 0
+    options: dict[str, Any] = {"estimator": "loaded-dice", "starts": starts}
+    loose = PolicyObjective.of_batch(policy, evaluate, x, actions, advantages, discount=1e-12, **options)
+    tied = PolicyObjective.of_batch(policy, evaluate, x, actions, advantages, **options)
+    assert torch.allclose(dense(loose.family())[0], dense(ratio.family())[0], atol=1e-10)
+    assert not torch.allclose(dense(tied.family())[0], dense(ratio.family())[0], atol=1e-2)
+
+
+def test_episodes_do_not_depend_on_each_other() -> None:
+    """Two episodes in one batch are the mean of both alone, discounts beginning anew."""
+    policy, x, actions, rewards = batch(10)
+    starts = torch.arange(10) == 0
+    options: dict[str, Any] = {"estimator": "dice", "gamma": 0.8, "normalize": False}
+
+    def of(chosen: slice, first: torch.Tensor) -> torch.Tensor:
+        given = (x[chosen], actions[chosen], torch.zeros(len(x[chosen])).double())
+        objective = PolicyObjective.of_batch(policy, evaluate, *given, starts=first, rewards=rewards[chosen], **options)
+        return dense(objective.family())[0]
+
+    both = starts.clone()
+    both[5] = True
+    halves = (of(slice(0, 5), starts[:5]) + of(slice(5, 10), starts[:5])) / 2
+    assert torch.allclose(of(slice(0, 10), both), halves, atol=1e-12)
+    assert not torch.allclose(of(slice(0, 10), starts), halves, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+def test_a_policy_in_training_mode_repeats_and_keeps_its_state(layer: nn.Module) -> None:
+    """Buffers, gradients and random states are what they were; A and B see the same masks at every product."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = nn.Sequential(nn.Linear(4, 8), layer, nn.Tanh(), nn.Linear(8, 3)).double()
+    g = torch.Generator().manual_seed(1)
+    x, advantages = (torch.randn(32, *shape, generator=g, dtype=torch.float64) for shape in ((4,), ()))
+    actions = torch.randint(3, (32,), generator=g)
+    for p in policy.parameters():
+        p.grad = torch.ones_like(p)
+    grads = [p.grad for p in policy.parameters()]
+    before = {name: t.clone() for name, t in policy.state_dict().items()}
+    state = torch.get_rng_state()
+
+    def of(net: Any, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = Categorical(logits=net(x))
+        return found.log_prob(a), found.entropy()
+
+    objective = PolicyObjective.of_batch(policy, of, x, actions, advantages)
+    once, again = dense(objective.family()), dense(objective.family())
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+    assert all(torch.allclose(m, m.T, atol=1e-12) for m in once)
+    told = objective()
+    with torch.random.fork_rng():
+        torch.rand(7)  # as a training in between would draw
+        assert objective() == told
+    assert objective.covariance() == objective.covariance()
+    objective.gradients()
+    assert all(torch.equal(t, before[name]) for name, t in policy.state_dict().items())
+    assert all(p.grad is grad for p, grad in zip(policy.parameters(), grads, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attention_is_differentiated_twice() -> None:
+    """The fused kernels have no second derivative: products against finite differences of the gradient."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+            return found
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = Attending().double()
+    g = torch.Generator().manual_seed(0)
+    x, actions = torch.randn(16, 5, 4, generator=g, dtype=torch.float64), torch.randint(3, (16,), generator=g)
+    advantages = torch.randn(16, generator=g, dtype=torch.float64)
+    with torch.no_grad():
+        old = Categorical(logits=policy(x)).log_prob(actions)
+
+    def losses(net: Any) -> tuple[torch.Tensor, torch.Tensor]:  # the ratio form, to a policy that stays while it moves
+        found = Categorical(logits=net(x))
+        return -(advantages * torch.exp(found.log_prob(actions) - old)).mean(), found.entropy().mean()
+
+    objective = PolicyObjective(policy, losses, estimator="ratio")
+    v = [torch.randn(p.shape, generator=g, dtype=torch.float64) for p in objective.parameters.values()]
+    with objective.family().session() as product:
+        exact = product(v)
+    sides, step = [], 1e-5
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            for p, d in zip(objective.parameters.values(), v, strict=True):
+                p.add_(d, alpha=sign * step)
+        sides.append(objective.gradients())
+    for part, sign in ((0, 1.0), (1, -1.0)):  # B is minus the entropy's
+        for found, plus, minus in zip(exact[part], sides[0][part], sides[1][part], strict=True):
+            assert torch.allclose(found, sign * (plus - minus) / (2 * step), atol=1e-7)
+
+
+def test_parameters_that_move_in_an_open_session_are_refused() -> None:
+    policy, x, actions, advantages = batch()
+    objective = PolicyObjective.of_batch(policy, evaluate, x, actions, advantages)
+    v = [torch.ones_like(p) for p in objective.parameters.values()]
+    with objective.family().session() as product:
+        product(v)
+        with torch.no_grad():
+            policy.actor.bias.add_(1.0)
+        with pytest.raises(StaleOperatorError, match=r"actor\.bias"):
+            product(v)
+
+
 def test_the_value_function_is_left_out() -> None:
     policy, x, actions, advantages = batch()
     objective = PolicyObjective.of_batch(policy, evaluate, x, actions, advantages)
@@ -236,6 +405,12 @@ def test_what_is_refused() -> None:
         PolicyObjective.of_batch(*given, estimator="log-prob")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="needs starts="):
         PolicyObjective.of_batch(*given, estimator="loaded-dice")
+    starts = torch.ones(64).bool()
+    for options in ({"estimator": "dice"}, {"rewards": advantages}, {"estimator": "dice", "rewards": advantages[:3]}):
+        with pytest.raises(InvalidArgumentError, match="one reward for each action"):
+            PolicyObjective.of_batch(*given, starts=starts, **options)
+    with pytest.raises(InvalidArgumentError, match="gamma=0"):
+        PolicyObjective.of_batch(*given, estimator="dice", starts=starts, rewards=advantages, gamma=0.0)
     with pytest.raises(InvalidArgumentError, match="one advantage for"):
         PolicyObjective.of_batch(policy, evaluate, x, actions, advantages[:3])
     with pytest.raises(InvalidArgumentError, match="mask"):
