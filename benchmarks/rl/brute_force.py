@@ -16,6 +16,7 @@ import argparse
 import gc
 import json
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peer_suite.provenance import provenance
 
@@ -69,7 +72,9 @@ def train(env: str, alpha: float, lr: float, seed: int, *, steps: int | None = N
     from stable_baselines3.common.monitor import Monitor
 
     class Record(BaseCallback):
-        rows: list[dict[str, float]] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows: list[dict[str, float]] = []
 
         def _on_step(self) -> bool:
             return True
@@ -82,7 +87,6 @@ def train(env: str, alpha: float, lr: float, seed: int, *, steps: int | None = N
     steps = STEPS[env] if steps is None else steps
     watched = Monitor(gymnasium.make(env))
     began, failed, record = time.perf_counter(), "", Record()
-    record.rows = []
     model = PPO("MlpPolicy", watched, learning_rate=lr, ent_coef=alpha, seed=seed, device="cpu")
     try:
         model.learn(steps, callback=record)
