@@ -3,6 +3,8 @@
 from dyntune import errors as errors
 from dyntune import rl as rl
 from dyntune import stability as stability
+from dyntune.calibration.calibration_error import CalibrationError as CalibrationError
+from dyntune.calibration.calibration_error import calibration_error as calibration_error
 from dyntune.curvature.algebra import affine as affine
 from dyntune.curvature.blocks import block_eigenvalues as block_eigenvalues
 from dyntune.curvature.blocks import block_mass as block_mass
@@ -48,5 +50,7 @@ from dyntune.suggest.heads import suggest_heads as suggest_heads
 from dyntune.suggest.lr import suggest_lr as suggest_lr
 from dyntune.suggest.schedule import suggest_schedule as suggest_schedule
 from dyntune.suggest.schedule_rule import Schedule as Schedule
+from dyntune.suggest.temperature import Temperature as Temperature
+from dyntune.suggest.temperature import suggest_temperature as suggest_temperature
 
 __version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""How far predicted probabilities are from frequencies, and how sure that is."""
