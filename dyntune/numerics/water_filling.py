@@ -108,8 +108,8 @@ def water_filling(
     Source: the module's docstring.
 
     Example:
-        >>> water_filling([1.0, 1.0, 2.0], [0.4, 0.0, 0.0]).tolist()
-        [0.4, 0.2, 0.4]
+        >>> water_filling([1.0, 1.0, 2.0], [0.5, 0.0, 0.0]).round(6).tolist()
+        [0.5, 0.166667, 0.333333]
     """
     a = np.array(amounts, dtype=np.float64)
     if a.ndim != 1 or not a.size or not bool(np.isfinite(a).all()) or bool((a < 0).any()) or not bool(a.any()):

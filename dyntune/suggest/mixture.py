@@ -106,11 +106,10 @@ def suggest_mixture(
         >>> noise = torch.randn(64, 1, generator=rng)
         >>> found = suggest_mixture(
         ...     {"clean": (x, 0.1 * noise), "noisy": (x, 3 * noise)},
-        ...     weights=[0.8, 0.2],
         ...     model=nn.Linear(3, 1),
         ...     criterion=nn.MSELoss(),
         ... )
-        >>> found.proportions[1] > 0.2, found.to_uniform.value < 1
+        >>> found.proportions[1] > 0.5, found.to_uniform.value < 1
         (True, True)
     """
     named = _named(sources)
@@ -118,10 +117,10 @@ def suggest_mixture(
     f = default_floors(w) if floors is None else tuple(checked_floors(floors, len(named)).tolist())
     if rows < 1 or num_gradients < 2:
         raise InvalidArgumentError(
-            f"rows={rows}, num_gradients={num_gradients}: a gradient is of one row at least, and noise is told from two "
-            "gradients of each source."
+            f"rows={rows}, num_gradients={num_gradients}: a gradient is of one row at least, and noise is told "
+            "from two gradients of each source."
         )
-    scale_of, metric = metric_of(optimizer, model)
+    scale_of, metric = metric_of(optimizer)
     parts = {
         name: parts_of(source, name, rows=rows, most=num_gradients, num_batches=num_batches, seed=seed)
         for name, source in named.items()
@@ -164,8 +163,8 @@ def _named(sources: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
         named = {f"source {i}": source for i, source in enumerate(sources)}
     else:
         raise InvalidArgumentError(
-            f"sources is a {type(sources).__name__}: give a mapping from names to batches, or a list with one entry for "
-            "each source."
+            f"sources is a {type(sources).__name__}: give a mapping from names to batches, or a list with one entry "
+            "for each source."
         )
     if not named:
         raise InvalidArgumentError("sources is empty: there is nothing to mix.")

@@ -78,7 +78,7 @@ def _cut(batch: Any, start: int, rows: int) -> Any:
     return map_tensors(batch, part)
 
 
-def metric_of(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> tuple[Callable[[Objective], Scale], str]:
+def metric_of(optimizer: torch.optim.Optimizer | None) -> tuple[Callable[[Objective], Scale], str]:
     """How to find the optimizer's diagonal for an objective's parameters, and what it is in words."""
     plain = "Euclidean"
     if optimizer is None:

@@ -154,8 +154,8 @@ class Mixture:
             share = "none" if self.proportions is None else f"{self.proportions[i]:.4f}"
             cost = "" if self.evidence.costs is None else f", cost {short_number(self.evidence.costs[i])}"
             lines.append(
-                f"  {name}: share {share} ({self.low[i]:.4f} .. {self.high[i]:.4f}), weight {self.weights[i]:.4g}, floor "
-                f"{self.floors[i]:.4g}{cost}; noise {short_number(self.noise[i])}; a row counts "
+                f"  {name}: share {share} ({self.low[i]:.4f} .. {self.high[i]:.4f}), weight {self.weights[i]:.4g}, "
+                f"floor {self.floors[i]:.4g}{cost}; noise {short_number(self.noise[i])}; a row counts "
                 f"{short_number(self.importance[i])} times"
             )
         unit = "variance" if self.evidence.costs is None else "variance times cost"
@@ -368,8 +368,8 @@ def _judged(ratio: Estimate, fewest: int) -> tuple[Status, str]:
         return Status.UNCERTAIN, "the floors cost more than the shares gain on sampling like the weights; lower them"
     return (
         Status.UNCERTAIN,
-        f"{fewest} gradients of a source do not tell the variance from that of sampling like the weights; measure more, "
-        "or sample like the weights",
+        f"{fewest} gradients of a source do not tell the variance from that of sampling like the weights; measure "
+        "more, or sample like the weights",
     )
 
 

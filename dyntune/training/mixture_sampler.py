@@ -134,8 +134,8 @@ class MixtureSampler(Sampler[int]):
         unseen = [i for i, (p, w) in enumerate(zip(found, self.weights, strict=True)) if p == 0 and w > 0]
         if unseen:
             raise InvalidArgumentError(
-                f"source {unseen[0]} has weight {self.weights[unseen[0]]:.4g} and share 0: no importance weight makes up "
-                "for rows that never come. Give it a share, or no weight."
+                f"source {unseen[0]} has weight {self.weights[unseen[0]]:.4g} and share 0: no importance weight makes "
+                "up for rows that never come. Give it a share, or no weight."
             )
         self.proportions = tuple((found / found.sum()).tolist())
 
