@@ -61,7 +61,7 @@ def test_weighted_means_are_unbiased(sampling: Any, shares: tuple[float, ...]) -
 
 
 def test_shares_are_kept_over_a_run() -> None:
-    """1000 batches of 16: a count differs from p B by less than one, so the mean by 4 * 0.5 / sqrt(1000) / 16 at most."""
+    """1000 batches of 16: each count is within one of p B, so the mean within 4 * 0.5 / sqrt(1000) / 16."""
     sampler = sampler_of()
     seen = Counter(int(s) for _ in range(1000) for s in sampler.sources_of(sampler.next_batch()))
     assert [seen[i] / 16000 for i in range(3)] == pytest.approx(SHARES, abs=0.004)
