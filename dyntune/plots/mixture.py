@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dyntune.plots.style import BLUE, INK, MUTED, ORANGE, cleaned, label, new_axes, tidy
+from dyntune.suggest.mixture_changed import ChangedMixture
 from dyntune.suggest.mixture_rule import Mixture
 
 __all__ = ["MixtureData", "draw_mixture", "mixture_data", "plot_mixture"]
@@ -26,7 +27,8 @@ class MixtureData:
         shares: Suggested; None where refused.
         low: Lower ends of their intervals.
         high: Upper ends.
-        weights: Of the sources in the objective.
+        beside: Weights of the sources in the objective, or the shares that a changed objective is compared with.
+        beside_is: Which of the two.
         floors: Least shares.
     """
 
@@ -35,14 +37,18 @@ class MixtureData:
     shares: tuple[float, ...] | None
     low: tuple[float, ...]
     high: tuple[float, ...]
-    weights: tuple[float, ...]
+    beside: tuple[float, ...]
+    beside_is: str
     floors: tuple[float, ...]
 
 
-def mixture_data(found: Mixture) -> MixtureData:
+def mixture_data(found: Mixture | ChangedMixture) -> MixtureData:
     """What :func:`plot_mixture` shows, as plain data."""
+    changed = isinstance(found, ChangedMixture)
     if found.proportions is None:
         title = "No mixture: nothing to choose by"
+    elif isinstance(found, ChangedMixture):
+        title = f"Shares of a changed objective ({found.objective})"
     elif found.to_proportional.value is None:
         title = "Shares for the least noisy gradient"
     else:
@@ -56,7 +62,8 @@ def mixture_data(found: Mixture) -> MixtureData:
         shares=found.proportions,
         low=found.low,
         high=found.high,
-        weights=found.weights,
+        beside=found.present if isinstance(found, ChangedMixture) else found.weights,
+        beside_is="compared with" if changed else "weight",
         floors=found.floors,
     )
 
@@ -68,15 +75,15 @@ def draw_mixture(ax: Axes, data: MixtureData) -> None:
         if data.shares is not None:
             ax.barh(i, data.shares[i], height=2 * _HALF, color=BLUE, alpha=0.75)
             ax.plot([data.low[i], data.high[i]], [i, i], color=INK, linewidth=1.2)
-        for x, color in ((data.weights[i], ORANGE), (data.floors[i], MUTED)):
+        for x, color in ((data.beside[i], ORANGE), (data.floors[i], MUTED)):
             ax.plot([x, x], [i - _HALF - 0.1, i + _HALF + 0.1], color=color, linewidth=1.8)
         label(ax, 0.0, i, cleaned(name, limit=24), ha="right", va="center", offset=(-6.0, 0.0))
     below = {"rotation": 0, "va": "top", "ha": "center", "offset": (0.0, -2.0)}
-    apart = data.weights[last] - data.floors[last] > 0.06 * max(*data.high, *data.weights)
-    label(ax, data.weights[last], last + _HALF + 0.1, "weight", color=ORANGE, **below)
+    apart = data.beside[last] - data.floors[last] > 0.06 * max(*data.high, *data.beside)
+    label(ax, data.beside[last], last + _HALF + 0.1, data.beside_is, color=ORANGE, **below)
     if apart:
         label(ax, data.floors[last], last + _HALF + 0.1, "floor", color=MUTED, **below)
-    top = max(*data.weights, *(data.high if data.shares is not None else data.floors))
+    top = max(*data.beside, *(data.high if data.shares is not None else data.floors))
     ax.set_xlim(0.0, min(1.02, top * 1.08))
     ax.set_ylim(last + 0.9, -0.6)
     ax.yaxis.set_visible(False)
@@ -85,11 +92,11 @@ def draw_mixture(ax: Axes, data: MixtureData) -> None:
     tidy(ax, title=data.title, xlabel="share of the rows", ylabel="", grid="x")
 
 
-def plot_mixture(found: Mixture, *, ax: Axes | None = None) -> Axes:
+def plot_mixture(found: Mixture | ChangedMixture, *, ax: Axes | None = None) -> Axes:
     """Draw the suggested shares with their intervals, the weights and the floors.
 
     Args:
-        found: What :func:`dyntune.suggest_mixture` returned.
+        found: What :func:`dyntune.suggest_mixture` or a mixing law's ``minimum`` returned.
         ax: Where to draw; default a figure of its own (``.figure`` of what is returned), unknown to pyplot.
     """
     ax = new_axes(height=_HEAD + _ROW * len(found.names)) if ax is None else ax
