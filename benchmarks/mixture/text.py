@@ -1,8 +1,8 @@
 """Variance of the gradient on three real texts: what the formula says, what is predicted from 32 rows, and what it is.
 
-    python benchmarks/mixture/text.py
+    python benchmarks/mixture/text.py [--problem text|lengths]
 
-At four points of a training of a tiny character model: 512 rows of each text are the population. Batches of 24 rows
+At three points of a training of a tiny character model: 512 rows of each text are the population. Batches of 24 rows
 are drawn from it by `MixtureSampler`, 600 for each design (equal shares, shares like the weights, the suggested shares
 in whole rows) and kind of sampling, and their weighted gradients' squared distances from the population's gradient are
 averaged. Beside it the formula with the population's moments, and `suggest_mixture` from 32 rows of each text with its
@@ -15,6 +15,7 @@ import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -25,14 +26,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.mixture.problems import loss_fn, problem, row_losses
+from benchmarks.mixture.problems import Problem, loss_fn, problem, row_losses
 from benchmarks.peer_suite.provenance import provenance
 from dyntune.suggest.mixture import suggest_mixture
 from dyntune.training.mixture_sampler import MixtureSampler
 
-RESULT = Path(__file__).resolve().parent / "results" / "text.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 POPULATION, BATCH, BATCHES, DRAWS = 512, 24, 600, 8
-POINTS = (0, 100, 300, 600)
+POINTS = (0, 100, 400)
 LR = 0.25
 
 
@@ -65,9 +66,8 @@ def whole_rows(shares: np.ndarray) -> np.ndarray:
     return counts / BATCH
 
 
-def look(step: int, model: torch.nn.Module, seed: int) -> list[dict[str, Any]]:
+def look(text: Problem, step: int, model: torch.nn.Module, seed: int) -> list[dict[str, Any]]:
     """One point of the training."""
-    text = problem("text")
     rows = [(x[:POPULATION], y[:POPULATION]) for x, y in text.train]
     together = torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
     w = np.array(text.weights)
@@ -148,8 +148,10 @@ def look(step: int, model: torch.nn.Module, seed: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--problem", default="text", choices=["text", "lengths"])
+    text = problem(parser.parse_args().problem)
     torch.set_num_threads(1)
-    text = problem("text")
     model = text.new_model(100)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     sampler = MixtureSampler(
@@ -159,13 +161,15 @@ def main() -> None:
     records = []
     for step in range(max(POINTS) + 1):
         if step in POINTS:
-            records += look(step, model, seed=step)
+            records += look(text, step, model, seed=step)
         indices = sampler.next_batch()
         optimizer.zero_grad()
         (sampler.importance(indices) * row_losses(model, (x[indices], y[indices]))).mean().backward()
         optimizer.step()
     about = provenance() | {"data": text.digest(), "population": POPULATION, "batch": BATCH, "batches": BATCHES}
-    RESULT.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
+    (RESULTS / f"variance-{text.name}.json").write_text(
+        json.dumps({"about": about, "records": records}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def simplex_quadratic(matrix: Array, linear: Array, floors: Array | None = None)
     Cost: a solve of at most k + 1 equations for each unknown that enters or leaves.
 
     Example:
-        >>> simplex_quadratic(np.eye(2), np.array([1.0, 0.5])).tolist()
+        >>> simplex_quadratic(np.eye(2), np.array([1.0, 0.5])).round(9).tolist()
         [0.75, 0.25]
     """
     a, b = np.asarray(matrix, dtype=np.float64), np.asarray(linear, dtype=np.float64)
@@ -104,7 +104,7 @@ def _descended(a: Array, b: Array, x: Array, inside: NDArray[np.bool_]) -> Array
         goal = np.zeros_like(x)
         goal[members] = np.linalg.lstsq(system, np.append(b[members], 1.0), rcond=None)[0][:n]
         if (goal[members] >= 0).all():
-            return goal / goal.sum()
+            return np.asarray(goal / goal.sum())
         falling = members[goal[members] < 0]
         step = float((x[falling] / (x[falling] - goal[falling])).min())
         x = np.maximum(x + step * (goal - x), 0.0)

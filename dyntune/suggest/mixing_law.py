@@ -52,7 +52,7 @@ class MixingLaw:
         slopes: t_ij, each row adding up to zero. Shape (m, k).
         spreads: Standard deviation of each loss's residuals. Shape (m,).
         num_runs: Runs behind the fit.
-        status: UNCERTAIN where a floor ended at its bound: the losses show no curvature that would tell it.
+        status: UNCERTAIN where the losses show no curvature that would tell a floor.
         reason: Why.
     """
 
@@ -233,7 +233,7 @@ def fit_mixing_law(
     parts = [_fitted(runs, loss, least) for loss in found.T]
     logs = np.array([p["logs"] for p in parts])
     centers = logs.mean(1)
-    bound = [i for i, p in enumerate(parts) if p["bound"]]
+    untold = [i for i, p in enumerate(parts) if p["untold"]]
     return MixingLaw(
         names=tuple(names) if names is not None else tuple(f"source {j}" for j in range(k)),
         floors=np.array([p["floor"] for p in parts]),
@@ -241,8 +241,8 @@ def fit_mixing_law(
         slopes=logs - centers[:, None],
         spreads=np.array([p["spread"] for p in parts]),
         num_runs=n,
-        status=Status.UNCERTAIN if bound else Status.OK,
-        reason=f"the floor of loss {bound[0]} is not told by these runs" if bound else "",
+        status=Status.UNCERTAIN if untold else Status.OK,
+        reason=f"the floor of loss {untold[0]} is not told by these runs" if untold else "",
         covariances=np.array([p["covariance"] for p in parts]),
         runs=runs,
     )
@@ -279,13 +279,15 @@ def _fitted(runs: Array, losses: Array, least: float) -> dict[str, Any]:
     covariance = np.zeros((k + 1, k + 1))
     free = slice(1 if bound else 0, None)
     covariance[free, free] = spread**2 * np.linalg.pinv(slopes[:, free].T @ slopes[:, free], hermitian=True)
+    # No wider than what stands on it, or a straight line and a floor far below are as likely.
+    wide = _quantile(n - k - 1) * math.sqrt(float(covariance[0, 0])) > float(np.exp(runs @ best.x[1:]).mean())
     units = np.array([scale, *[1.0] * k])
     return {
         "floor": float(best.x[0]) * scale,
         "logs": best.x[1:] + math.log(scale),
         "spread": spread * scale,
         "covariance": covariance * np.outer(units, units),
-        "bound": bound,
+        "untold": bound or wide,
     }
 
 

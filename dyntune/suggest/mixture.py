@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from dyntune.errors import InvalidArgumentError
 from dyntune.numerics.water_filling import checked_floors
 from dyntune.objective.losses import Criterion, LossFunction
 from dyntune.objective.parameters import ParameterSelection
+from dyntune.suggest.mixture_changed import ChangedMixture
+from dyntune.suggest.mixture_held_out import HELD_OUT, held_out_mixture
 from dyntune.suggest.mixture_measure import measure_gradients, metric_of, parts_of
 from dyntune.suggest.mixture_rule import (
     Mixture,
@@ -28,6 +31,30 @@ __all__ = ["suggest_mixture"]
 GRAM_BYTES = 1 << 28  # a quarter of a gigabyte: 64 gradients of a million parameters
 
 
+@overload
+def suggest_mixture(
+    sources: Mapping[str, Any] | Sequence[Any],
+    weights: Sequence[float] | None = None,
+    floors: Sequence[float] | None = None,
+    costs: Sequence[float] | None = None,
+    *,
+    objective: Literal["same"] = "same",
+    **options: Any,
+) -> Mixture: ...
+
+
+@overload
+def suggest_mixture(
+    sources: Mapping[str, Any] | Sequence[Any],
+    weights: Sequence[float] | None = None,
+    floors: Sequence[float] | None = None,
+    costs: Sequence[float] | None = None,
+    *,
+    objective: Literal["held-out"],
+    **options: Any,
+) -> ChangedMixture: ...
+
+
 def suggest_mixture(
     sources: Mapping[str, Any] | Sequence[Any],
     weights: Sequence[float] | None = None,
@@ -39,6 +66,9 @@ def suggest_mixture(
     criterion: Criterion | None = None,
     params: ParameterSelection = None,
     optimizer: torch.optim.Optimizer | None = None,
+    objective: Literal["same", "held-out"] = "same",
+    held_out: Any = None,
+    lr: float | None = None,
     sampling: Sampling = "stratified",
     rows: int = 1,
     num_gradients: int = 32,
@@ -49,7 +79,7 @@ def suggest_mixture(
     gram_bytes: int = GRAM_BYTES,
     seed: int = 0,
     strict: bool = False,
-) -> Mixture:
+) -> Mixture | ChangedMixture:
     """Say from which source how large a share of the rows should come, so that the gradient is least noisy.
 
     The objective stays the weighted mean of the sources' losses: rows are weighted by ``importance``, as
@@ -58,7 +88,8 @@ def suggest_mixture(
 
     Args:
         sources: By name (or in order): each a batch, a list of batches or a DataLoader of rows in random order.
-        weights: What each counts in the objective; adds up to one. Default equal.
+        weights: What each counts in the objective; adds up to one. Default equal. With ``objective="held-out"``: what is
+            compared with.
         floors: Least share of rows of each. Default a tenth of its weight.
         costs: What one row of each costs, in any unit; the variance is then the least for a budget. Default equal.
         model: The model, at present.
@@ -66,6 +97,11 @@ def suggest_mixture(
         criterion: ``(outputs, targets) -> mean loss``.
         params: Globs or predicate on parameter names; default all trainable ones.
         optimizer: The model's, which has stepped: lengths are measured in its metric. Default Euclidean, as SGD's.
+        objective: ``"same"``: only the variance changes. ``"held-out"``: choose *another* objective, the mean over sources
+            with the shares as weights whose next step lowers the loss on `held_out` most; draw without importance
+            weights then.
+        held_out: Batches of the loss that is meant, for ``objective="held-out"``.
+        lr: Learning rate of that step.
         sampling: ``"stratified"``: each batch has its share of rows of each source. ``"multinomial"``: the source is
             drawn anew for each row, so that sources whose means differ add noise.
         rows: Rows in one measured gradient: more than one where the loss couples rows, as BatchNorm in training does.
@@ -80,7 +116,8 @@ def suggest_mixture(
 
     Returns:
         ``proportions`` with intervals, ``importance``, and the variance relative to equal shares and to shares like the
-        weights. OK says that the variance is lower than with shares like the weights, not that steps are saved.
+        weights. OK says that the variance is lower than with shares like the weights, not that steps are saved. With ``objective="held-out"`` a
+        :class:`~dyntune.suggest.mixture_changed.ChangedMixture`.
 
     Raises:
         InvalidArgumentError: Weights that do not add up to one, floors that add up to more, costs that are not
@@ -120,7 +157,7 @@ def suggest_mixture(
             f"rows={rows}, num_gradients={num_gradients}: a gradient is of one row at least, and noise is told "
             "from two gradients of each source."
         )
-    scale_of, metric = metric_of(optimizer)
+    options = {"loss_fn": loss_fn, "criterion": criterion, "params": params, "seed": seed}
     parts = {
         name: parts_of(source, name, rows=rows, most=num_gradients, num_batches=num_batches, seed=seed)
         for name, source in named.items()
@@ -131,7 +168,32 @@ def suggest_mixture(
             f"source {short[0]!r} has rows for one gradient of {rows}: noise is told from two. Give it more rows, or "
             "make rows smaller."
         )
-    options = {"loss_fn": loss_fn, "criterion": criterion, "params": params, "seed": seed}
+    if objective == "held-out":
+        if held_out is None or lr is None or not 0 < lr < math.inf or costs is not None or previous is not None:
+            raise InvalidArgumentError(
+                f'objective="held-out" with lr={lr}: it asks for held_out=... and a positive lr=..., as a step has a '
+                "length, and knows neither costs nor an earlier answer."
+            )
+        held = parts_of(held_out, HELD_OUT, rows=rows, most=num_gradients, num_batches=num_batches, seed=seed)
+        changed = held_out_mixture(
+            model,
+            parts,
+            held,
+            lr=lr,
+            floors=f,
+            present=w,
+            optimizer=optimizer,
+            rows=rows,
+            memory=gram_bytes,
+            seed=seed,
+            objective_options=options,
+        )
+        return changed.require() if strict else changed
+    if objective != "same" or held_out is not None or lr is not None:
+        raise InvalidArgumentError(
+            f'objective={objective!r}: it is "same" or "held-out", and held_out= and lr= belong to "held-out" alone.'
+        )
+    scale_of, metric = metric_of(optimizer)
     found = measure_gradients(model, parts, rows=rows, scale_of=scale_of, memory=gram_bytes, objective_options=options)
     moments = source_moments(found.gram, found.counts, rows=rows, seed=seed)
     if previous is not None:
