@@ -38,8 +38,24 @@ def suggest_mixture(
     floors: Sequence[float] | None = None,
     costs: Sequence[float] | None = None,
     *,
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    criterion: Criterion | None = None,
+    params: ParameterSelection = None,
+    optimizer: torch.optim.Optimizer | None = None,
     objective: Literal["same"] = "same",
-    **options: Any,
+    held_out: None = None,
+    lr: None = None,
+    sampling: Sampling = "stratified",
+    rows: int = 1,
+    num_gradients: int = 32,
+    num_batches: int | Literal["all"] = 16,
+    previous: Mixture | None = None,
+    memory: float = 4.0,
+    shrink: bool = True,
+    gram_bytes: int = GRAM_BYTES,
+    seed: int = 0,
+    strict: bool = False,
 ) -> Mixture: ...
 
 
@@ -48,10 +64,26 @@ def suggest_mixture(
     sources: Mapping[str, Any] | Sequence[Any],
     weights: Sequence[float] | None = None,
     floors: Sequence[float] | None = None,
-    costs: Sequence[float] | None = None,
+    costs: None = None,
     *,
+    model: nn.Module,
+    loss_fn: LossFunction | None = None,
+    criterion: Criterion | None = None,
+    params: ParameterSelection = None,
+    optimizer: torch.optim.Optimizer | None = None,
     objective: Literal["held-out"],
-    **options: Any,
+    held_out: Any,
+    lr: float,
+    sampling: Sampling = "stratified",
+    rows: int = 1,
+    num_gradients: int = 32,
+    num_batches: int | Literal["all"] = 16,
+    previous: None = None,
+    memory: float = 4.0,
+    shrink: bool = True,
+    gram_bytes: int = GRAM_BYTES,
+    seed: int = 0,
+    strict: bool = False,
 ) -> ChangedMixture: ...
 
 
@@ -88,8 +120,8 @@ def suggest_mixture(
 
     Args:
         sources: By name (or in order): each a batch, a list of batches or a DataLoader of rows in random order.
-        weights: What each counts in the objective; adds up to one. Default equal. With ``objective="held-out"``: what is
-            compared with.
+        weights: What each counts in the objective; adds up to one. Default equal. With ``objective="held-out"``:
+            what is compared with.
         floors: Least share of rows of each. Default a tenth of its weight.
         costs: What one row of each costs, in any unit; the variance is then the least for a budget. Default equal.
         model: The model, at present.
@@ -97,9 +129,9 @@ def suggest_mixture(
         criterion: ``(outputs, targets) -> mean loss``.
         params: Globs or predicate on parameter names; default all trainable ones.
         optimizer: The model's, which has stepped: lengths are measured in its metric. Default Euclidean, as SGD's.
-        objective: ``"same"``: only the variance changes. ``"held-out"``: choose *another* objective, the mean over sources
-            with the shares as weights whose next step lowers the loss on `held_out` most; draw without importance
-            weights then.
+        objective: ``"same"``: only the variance changes. ``"held-out"``: choose *another* objective, the mean over
+            sources with the shares as weights whose next step lowers the loss on `held_out` most; draw without
+            importance weights then.
         held_out: Batches of the loss that is meant, for ``objective="held-out"``.
         lr: Learning rate of that step.
         sampling: ``"stratified"``: each batch has its share of rows of each source. ``"multinomial"``: the source is
@@ -116,8 +148,8 @@ def suggest_mixture(
 
     Returns:
         ``proportions`` with intervals, ``importance``, and the variance relative to equal shares and to shares like the
-        weights. OK says that the variance is lower than with shares like the weights, not that steps are saved. With ``objective="held-out"`` a
-        :class:`~dyntune.suggest.mixture_changed.ChangedMixture`.
+        weights. OK says that the variance is lower than with shares like the weights, not that steps are saved. With
+        ``objective="held-out"`` a :class:`~dyntune.suggest.mixture_changed.ChangedMixture`.
 
     Raises:
         InvalidArgumentError: Weights that do not add up to one, floors that add up to more, costs that are not

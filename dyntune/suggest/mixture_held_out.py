@@ -16,6 +16,7 @@ Source: derived here; first order alone is the alignment of DoGE (Fan et al. 202
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ def held_out_mixture(
     rng = np.random.default_rng(seed)
     shares = [rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n for n in found.counts]
     cross = found.gram[: ends[1]]
-    blocks = [cross[:, a:b] for a, b in zip(ends[1:-1], ends[2:], strict=True)]
+    blocks = [cross[:, a:b] for a, b in pairwise(ends[1:])]
     slopes = np.array([float(block.mean()) for block in blocks])
     draws = np.array(
         [np.einsum("dv,vj,dj->d", shares[0], block, s) for block, s in zip(blocks, shares[1:], strict=True)]

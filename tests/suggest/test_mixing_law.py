@@ -39,6 +39,7 @@ def test_exact_losses_give_the_law_back() -> None:
     assert law.predict([1.0, 0.0, 0.0]).status is Status.UNCERTAIN  # no run was there
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth() -> None:
     """100 sets of 20 runs. Of nominally 95%, fewer than 88 have a chance of 0.003."""
     at = np.array([0.5, 0.3, 0.2])

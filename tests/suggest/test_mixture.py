@@ -102,7 +102,7 @@ def test_ratio_to_uniform_in_closed_form() -> None:
 
 @pytest.mark.parametrize("sampling", ["stratified", "multinomial"])
 def test_variance_of_drawn_batches_is_the_formulas(sampling: Any) -> None:
-    """4000 batches of 32 at three designs in whole rows; within four standard errors of each variance, and of ratios.
+    """1500 batches of 32 at three designs in whole rows; within four standard errors of each variance, and of ratios.
 
     A source's rows come without replacement, which takes 32 / 400 of the variance within at most, a tenth of what four
     standard errors are of a single batch's; the bound below has it.
@@ -119,7 +119,7 @@ def test_variance_of_drawn_batches_is_the_formulas(sampling: Any) -> None:
     for shares in (WEIGHTS, (0.25, 0.25, 0.5), tuple(rounded / batch)):
         sampler = MixtureSampler([ROWS] * 3, shares, batch_size=batch, weights=WEIGHTS, sampling=sampling, seed=1)
         errors = []
-        for _ in range(4000):
+        for _ in range(1500):
             indices = sampler.next_batch()
             weighted = sampler.importance(indices).double().numpy()[:, None] * flat[indices]
             errors.append(float(((weighted.mean(0) - target) ** 2).sum()))
@@ -169,6 +169,7 @@ def test_costs_are_paid_for(sampling: Any) -> None:
     assert price(np.array(found.proportions)) <= min(map(price, grid)) * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth() -> None:
     """32 gradients of each of three sources, 100 times. Of nominally 95%, fewer than 85 have a chance of 1e-4."""
     rng = np.random.default_rng(0)

@@ -53,7 +53,7 @@ def held_out_change(shares: np.ndarray, scale: torch.Tensor | None = None) -> fl
     before = nn.functional.mse_loss(model(x), y)
     with torch.no_grad():
         model.weight -= LR * (gradient if scale is None else gradient / scale)
-    return float(nn.functional.mse_loss(model(x), y) - before)
+    return float((nn.functional.mse_loss(model(x), y) - before).detach())
 
 
 def test_predicted_is_what_a_step_does() -> None:

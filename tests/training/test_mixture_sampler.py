@@ -47,14 +47,14 @@ def test_every_batch_has_its_share_of_each_source(raw: list[float], batch_size: 
 @pytest.mark.parametrize("sampling", ["stratified", "multinomial"])
 @pytest.mark.parametrize("shares", [SHARES, (0.02, 0.9, 0.08)])
 def test_weighted_means_are_unbiased(sampling: Any, shares: tuple[float, ...]) -> None:
-    """3000 batches, within four standard errors; with sources that have a row in some batches only, too."""
+    """1000 batches, within four standard errors; with sources that have a row in some batches only, too."""
     values = torch.randn(sum(SIZES), generator=torch.Generator().manual_seed(0)) + torch.tensor(
         [1.0] * 50 + [-4.0] * 20 + [9.0] * 7
     )
     sampler = sampler_of(mixture=shares, sampling=sampling)
     truth = sum(w * float(part.mean()) for w, part in zip(WEIGHTS, values.split(SIZES), strict=True))
     found = []
-    for _ in range(3000):
+    for _ in range(1000):
         batch = sampler.next_batch()
         found.append(float((sampler.importance(batch) * values[batch]).mean()))
     assert abs(np.mean(found) - truth) < 4 * np.std(found) / math.sqrt(len(found))
