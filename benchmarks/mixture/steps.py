@@ -7,8 +7,9 @@ at a constant rate. The suggested shares are measured anew every 50 steps from 8
 last looks): those rows count in "rows", not in "steps". Chosen on seeds 100 to 102: the target (the best over rates of
 the mean held-out loss that shares like the weights reach at two thirds of the run), and for each method its own rate,
 the one with the fewest mean steps to the target, out of powers of two. Reported on seeds 0 to 9. The held-out loss is
-the mean of the last three looks; a run that does not get to the target counts as its whole length, and as a failure. As three
-seeds may choose a rate that fails on others, the methods are also compared at one rate, that of the suggested shares.
+the mean of the last three looks; a run that does not get to the target counts as its whole length, and as a failure. As
+three seeds may choose a rate that fails on others, the methods are also compared at one rate, that of the suggested
+shares.
 """
 
 from __future__ import annotations
