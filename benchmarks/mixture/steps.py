@@ -1,6 +1,7 @@
 """Steps to a target loss: suggested shares beside equal shares and shares like the weights, on real mixtures.
 
     python benchmarks/mixture/steps.py --seconds 200      # goes on where it was; again until it says "complete"
+    python benchmarks/mixture/steps.py --again text       # seeds 10 to 29, everything else as it was: does it hold?
 
 All three train with stratified batches and importance weights, so that the objective is the same; SGD without momentum
 at a constant rate. The suggested shares are measured anew every 50 steps from 8 rows of each source (averaged over the
@@ -43,7 +44,7 @@ VERSION = 1
 PROBLEMS = ("digits", "lengths", "text")
 METHODS = ("uniform", "proportional", "suggested")
 RATES = {"digits": range(-5, 1), "text": range(-4, 2), "lengths": range(-4, 2)}  # powers of two
-TUNING, SEEDS = (100, 101, 102), tuple(range(10))
+TUNING, SEEDS, AGAIN = (100, 101, 102), tuple(range(10)), tuple(range(10, 30))
 LOOK, ROWS = 50, 8
 
 
@@ -122,7 +123,7 @@ def interval(ratios: np.ndarray) -> dict[str, Any]:
     return {"geometric_mean": float(np.exp(logs.mean())), "low": low, "high": high, "level": 0.95}
 
 
-def judge(name: str, runs: Runs) -> dict[str, Any]:
+def judge(name: str, runs: Runs, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     p, powers = problem(name), RATES[name]
     tuned = {m: {r: [runs.of(name, m, r, s) for s in TUNING] for r in powers} for m in METHODS}
     at = 2 * p.steps // 3 // p.every
@@ -135,12 +136,12 @@ def judge(name: str, runs: Runs) -> dict[str, Any]:
     for m in METHODS:
         means = {r: np.mean([steps_to(p, run, target) or p.steps for run in tuned[m][r]]) for r in powers}
         rate[m] = min(means, key=lambda r: means[r])
-    final = {m: [runs.of(name, m, rate[m], s) for s in SEEDS] for m in METHODS}
+    final = {m: [runs.of(name, m, rate[m], s) for s in seeds] for m in METHODS}
     steps = {m: [steps_to(p, run, target) for run in final[m]] for m in METHODS}
     whole = {m: np.array([v or p.steps for v in steps[m]]) for m in METHODS}
     looks = np.ceil(whole["suggested"] / LOOK) * ROWS * len(p.names)
     rows = {m: whole[m] * p.batch + (looks if m == "suggested" else 0.0) for m in METHODS}
-    same = {m: [steps_to(p, runs.of(name, m, rate["suggested"], s), target) for s in SEEDS] for m in METHODS}
+    same = {m: [steps_to(p, runs.of(name, m, rate["suggested"], s), target) for s in seeds] for m in METHODS}
     equal = {m: np.array([v or p.steps for v in same[m]]) for m in METHODS}
     last = [run["shares"][-1] for run in final["suggested"] if run["shares"]]
     return {
@@ -167,7 +168,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=math.inf)
     torch.set_num_threads(1)
-    runs = Runs(parser.parse_args().seconds)
+    parser.add_argument("--again", choices=PROBLEMS)
+    given = parser.parse_args()
+    runs = Runs(given.seconds)
+    if given.again:
+        record = judge(given.again, runs, AGAIN)
+        print(json.dumps({k: v for k, v in record.items() if k != "steps"}), flush=True)
+        path = RESULT.with_name(f"steps-again-{given.again}.json")
+        path.write_text(json.dumps({"about": provenance(), "seeds": AGAIN, "problems": [record]}, indent=1) + "\n")
+        return
     records = []
     for name in PROBLEMS:
         records.append(judge(name, runs))
