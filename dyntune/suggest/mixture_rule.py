@@ -163,8 +163,8 @@ class Mixture:
             f"{unit} relative to equal shares: {self.to_uniform}",
             f"{unit} relative to shares like the weights: {self.to_proportional}",
             "objective: the same; only the gradient's variance changes, as long as rows are weighted by importance",
-            "what fewer steps come of it depends on how much of the progress noise takes; in benchmarks/mixture a variance "
-            "lower by 1% saved none, and measuring has its price",
+            "what fewer steps come of it depends on how much of the progress noise takes; in benchmarks/mixture a "
+            "variance lower by 1% saved none, and measuring has its price",
         ]
         lines += [f"check: {check}" for check in self.checks]
         lines.append(f"cost: {self.cost:.0f} gradient-equivalents")
