@@ -9,6 +9,7 @@ from dyntune.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
 from dyntune.plots.entropy import plot_entropy as plot_entropy
 from dyntune.plots.entropy import plot_entropy_coef as plot_entropy_coef
 from dyntune.plots.heads import plot_heads as plot_heads
+from dyntune.plots.mixture import plot_mixture as plot_mixture
 from dyntune.plots.recommendation import plot_recommendation as plot_recommendation
 from dyntune.plots.reliability import plot_reliability as plot_reliability
 from dyntune.plots.run import plot_run as plot_run
