@@ -48,6 +48,8 @@ from dyntune.suggest.betas import suggest_betas as suggest_betas
 from dyntune.suggest.entropy_coef import suggest_entropy_coef as suggest_entropy_coef
 from dyntune.suggest.heads import suggest_heads as suggest_heads
 from dyntune.suggest.lr import suggest_lr as suggest_lr
+from dyntune.suggest.mixing_law import fit_mixing_law as fit_mixing_law
+from dyntune.suggest.mixture import suggest_mixture as suggest_mixture
 from dyntune.suggest.schedule import suggest_schedule as suggest_schedule
 from dyntune.suggest.schedule_rule import Schedule as Schedule
 from dyntune.suggest.temperature import Temperature as Temperature

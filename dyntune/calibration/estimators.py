@@ -113,7 +113,8 @@ def _sums(
 def _residual_cells(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Residuals of each draw in cells over [0, 1], divided by the number of rows; (B, CELLS)."""
     residual = (np.broadcast_to(correct, weights.shape) - confidence) * weights
-    return _in_cells(confidence, residual, weights) / weights.sum(-1, keepdims=True)
+    cells: np.ndarray = _in_cells(confidence, residual, weights) / weights.sum(-1, keepdims=True)
+    return cells
 
 
 def _in_cells(confidence: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
