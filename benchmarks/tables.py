@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = HERE.parent / "docs" / "results"
-NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2", "heads", "entropy")
+NAMES = ("index", "obstacles", "learning-rate", "monitor", "alarms", "beta2", "heads", "entropy", "calibration")
 PAGES = (HERE.parent / "README.md", *(DOCUMENTS / f"{name}.md" for name in NAMES))
 RESULTS = HERE / "results"
 
@@ -897,6 +897,54 @@ def affine(result: Record) -> str:
     return "\n\n".join([_table(head, rows), said, _origin(result["provenance"])])
 
 
+def calibration(result: Record) -> str:
+    """What benchmarks/calibration/mnist.py measured."""
+    seeds = result["seeds"]
+    rows = []
+    for name in ("as it is", "suggested", "placebo"):
+        mean = {k: float(np.mean([s[name][k] for s in seeds])) for k in ("temperature", "nll", "error", "expected")}
+        less = [result["paired"].get(f"{k}, {name} less as it is") for k in ("nll", "error")]
+        rows.append(
+            [
+                f"**{name}**" if name == "suggested" else name,
+                f"{mean['temperature']:.2f}",
+                *(
+                    f"{mean[k]:.3f}" + ("" if d is None else f" ({d[0]:+.3f}: {d[1]:+.3f} to {d[2]:+.3f})")
+                    for k, d in zip(("nll", "error"), less, strict=True)
+                ),
+                f"{mean['expected']:.3f}",
+                f"{result['miscalibrated'][name]} of {len(seeds)}",
+            ]
+        )
+    head = ["logits", "temperature", "held-out NLL, nats (less as it is: 95 %)", "smooth error (less as it is: 95 %)"]
+    head += ["of perfect calibration", "seeds told from perfect"]
+    return "\n\n".join([_table(head, rows), _origin(result["provenance"])])
+
+
+def ppo_pairs(result: Record) -> str:
+    """What benchmarks/rl/suggested.py measured."""
+    rows = []
+    for env, found in result["envs"].items():
+        for name, (alpha, lr) in found["cells"].items():
+            scores = found["scores"][name]
+            gap = {"best of the grid": "against the best", "defaults": "against the defaults"}.get(name)
+            shown = "" if gap is None else "{mean:+.0%} ({low:+.0%} to {high:+.0%})".format(**found[gap])
+            rows.append([f"{env}, {name}", f"{alpha:g}", f"{lr:g}", f"{np.mean(scores):.3f}", shown])
+    head = [
+        "PPO",
+        "entropy coefficient",
+        "learning rate",
+        f"score, {len(scores)} fresh seeds",
+        "suggested beside it (95 %)",
+    ]
+    cost = ", ".join(
+        f"{env}: {f['suggested']['steps'] / f['suggested']['steps_of_a_training']:.1f}"
+        for env, f in result["envs"].items()
+    )
+    said = f"Steps of the pilots over those of one training: {cost}."
+    return "\n\n".join([_table(head, rows), said, _origin(result["provenance"])])
+
+
 LR_BASELINES = "../lr/results/baselines.json"
 RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "peers": ("peers", peers_short),
@@ -922,6 +970,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "frozen-lake": ("../rl/results/frozen_lake", frozen_lake),
     "inner-loop": ("../rl/results/inner_loop", inner_loop),
     "affine": ("../rl/results/affine", affine),
+    "ppo-pairs": ("../rl/results/suggested", ppo_pairs),
+    "calibration": ("../calibration/results/mnist", calibration),
     "obstacles-short": ("obstacles", obstacles_short),
 }
 
