@@ -47,6 +47,7 @@ from dyntune.suggest.beta2_run import suggest_beta2_from_run as suggest_beta2_fr
 from dyntune.suggest.betas import suggest_betas as suggest_betas
 from dyntune.suggest.entropy_coef import suggest_entropy_coef as suggest_entropy_coef
 from dyntune.suggest.heads import suggest_heads as suggest_heads
+from dyntune.suggest.keep_rate import suggest_keep_rate as suggest_keep_rate
 from dyntune.suggest.lr import suggest_lr as suggest_lr
 from dyntune.suggest.mixing_law import fit_mixing_law as fit_mixing_law
 from dyntune.suggest.mixture import suggest_mixture as suggest_mixture
