@@ -53,6 +53,8 @@ from dyntune.suggest.mixing_law import fit_mixing_law as fit_mixing_law
 from dyntune.suggest.mixture import suggest_mixture as suggest_mixture
 from dyntune.suggest.schedule import suggest_schedule as suggest_schedule
 from dyntune.suggest.schedule_rule import Schedule as Schedule
+from dyntune.suggest.task_weights import TaskWeights as TaskWeights
+from dyntune.suggest.task_weights import suggest_task_weights as suggest_task_weights
 from dyntune.suggest.temperature import Temperature as Temperature
 from dyntune.suggest.temperature import suggest_temperature as suggest_temperature
 
