@@ -2,9 +2,9 @@ r"""Projection of a direction onto all that no other direction opposes, from a t
 
 Given g_0 and g_1 .. g_m, the point of :math:`\{d : \langle g_i, d \rangle \ge 0\}` nearest to g_0 is, by Moreau's
 decomposition, :math:`d = g_0 + \sum_i v_i g_i` with :math:`v = \arg\min_{v \ge 0} \|g_0 + \sum_i v_i g_i\|`:
-non-negative least squares. A Gramian has the square of the gradients' condition, and half of its digits are gone where two tasks
-nearly agree; here the long matrix of directions is reduced by QR, a block of rows after the other, and each direction
-is scaled to length one, which leaves the cone as it is.
+non-negative least squares. A Gramian has the square of the gradients' condition, and half of its digits are gone where
+two tasks nearly agree; here the long matrix of directions is reduced by QR, a block of rows after the other, and each
+direction is scaled to length one, which leaves the cone as it is.
 
 Sources: Moreau (1962); Lawson, Hanson (1974), chapter 23 (NNLS); Demmel et al. (2012), arXiv:0808.2664 (QR by blocks).
 """
@@ -22,8 +22,8 @@ from dyntune.errors import InvalidArgumentError, NonFiniteError
 __all__ = ["ConeProjection", "cone_projection", "triangular_factor"]
 
 BLOCK = 1 << 20  # rows at once: 8 MB for each direction
-# Least length of what is left, of directions of length one: below, rounding in float64 (a few 1e-16) makes up more than a
-# millionth of its cosines.
+# Least length of what is left, of directions of length one: below, rounding in float64 (a few 1e-16) makes up more than
+# a millionth of its cosines.
 VANISHING = 1e-9
 
 

@@ -200,10 +200,13 @@ def fit_mixing_law(
             loss below `least`.
         NonFiniteError: A loss that is NaN or infinite: leave failed runs out.
 
-    Accuracy: an interval of a prediction held the truth in 90 or more of 100 simulated sets of 20 runs
+    Accuracy:
+        An interval of a prediction held the truth in 90 or more of 100 simulated sets of 20 runs
         (``tests/suggest/test_mixing_law.py``).
-    Cost: five fits of k + 1 numbers for each loss.
-    Source: Ye et al. (2024), arXiv:2403.16952.
+    Cost:
+        Five fits of k + 1 numbers for each loss.
+    Source:
+        Ye et al. (2024), arXiv:2403.16952.
 
     Example:
         >>> shares = [[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.0, 1.0]]
