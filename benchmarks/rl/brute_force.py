@@ -39,6 +39,7 @@ ALPHAS = (0.0, 0.001, 0.01, 0.1, 1.0)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # stable-baselines3's default is 3e-4 with alpha = 0
 SEEDS = (0, 1, 2)
 FRESH = tuple(range(100, 110))
+KEPT = ("key", "env", "alpha", "lr", "seed", "score", "last", "episodes", "failed", "updates", "seconds")
 
 
 def key(env: str, alpha: float, lr: float, seed: int) -> str:
@@ -147,8 +148,10 @@ def main() -> None:
         for env in [options.env] if options.env else sorted(STEPS, reverse=True):
             run([(env, a, lr, seed) for seed in SEEDS for a in ALPHAS for lr in RATES], options.cache)
         return
-        runs = sorted(known(options.cache).values(), key=lambda r: r["key"])
-    RESULTS.write_text(json.dumps({"provenance": provenance(), "runs": runs}, indent=1) + "\n")
+    found = sorted(known(options.cache).values(), key=lambda r: str(r["key"]))
+    about = provenance() | {"command": "python benchmarks/rl/brute_force.py --pack"}
+    lines = ",\n".join(json.dumps({k: r[k] for k in KEPT}) for r in found)
+    RESULTS.write_text(f'{{"provenance": {json.dumps(about)},\n"runs": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
