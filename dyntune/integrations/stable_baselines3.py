@@ -91,7 +91,7 @@ class EntropyCallback(BaseCallback):
     Args:
         every: Rollouts between two readings, at least.
         overhead: Share of the training's time that readings may take; they are left out where they would take more.
-            The first ones come at once.
+            The first ones come at once; 1 leaves none out.
         verbose: 1 prints warnings as they come.
 
     Raises:
@@ -129,7 +129,7 @@ class EntropyCallback(BaseCallback):
         if (
             not due
             or self.failure is not None
-            or (self.readings and COUNTED * (self.spent + self._last) > self._overhead * elapsed)
+            or (self.readings and self._overhead < 1 and COUNTED * (self.spent + self._last) > self._overhead * elapsed)
         ):
             return
         began = time.perf_counter()
